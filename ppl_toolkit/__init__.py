@@ -1,0 +1,58 @@
+"""ppl_toolkit: composable, compiled inference for NumPyro models.
+
+Importing this package imports nothing heavy: every public name is loaded on first use.
+"""
+
+from importlib import import_module
+from importlib.metadata import PackageNotFoundError, version
+from typing import TYPE_CHECKING, Any
+
+try:
+    __version__ = version("ppl_toolkit")
+except PackageNotFoundError:  # running from a source tree that is not installed
+    __version__ = "0.0.0"
+
+_HOME = {
+    "infer": "infer",
+    "extend": "infer",
+    "Program": "program",
+    "predict": "results",
+    "log_likelihood": "results",
+    "summary": "results",
+    "save": "results",
+    "load": "results",
+    "findings": "diagnostics.findings",
+    "report": "diagnostics.report",
+    "HMC": "inference.hmc",
+    "NUTS": "inference.hmc",
+    "Prior": "inference.prior",
+    "Enumeration": "inference.enumeration",
+}
+_ROOMS = ("convergence", "diagnostics", "errors", "inference")
+
+__all__ = [*sorted(_HOME), *_ROOMS, "__version__"]
+
+if TYPE_CHECKING:
+    from ppl_toolkit import convergence, diagnostics, errors, inference
+    from ppl_toolkit.diagnostics.findings import findings
+    from ppl_toolkit.diagnostics.report import report
+    from ppl_toolkit.infer import extend, infer
+    from ppl_toolkit.inference.enumeration import Enumeration
+    from ppl_toolkit.inference.hmc import HMC, NUTS
+    from ppl_toolkit.inference.prior import Prior
+    from ppl_toolkit.program import Program
+    from ppl_toolkit.results import load, log_likelihood, predict, save, summary
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOME:
+        value = getattr(import_module(f"{__name__}.{_HOME[name]}"), name)
+        globals()[name] = value
+        return value
+    if name in _ROOMS:
+        return import_module(f"{__name__}.{name}")
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return __all__

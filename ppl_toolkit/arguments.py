@@ -1,0 +1,159 @@
+"""A model's arguments, split into array data and static values.
+
+Array leaves (NumPy and JAX arrays, NumPy scalars, Python floats) travel as *arguments* of the
+compiled program: new values of the same shape and type compile nothing. Python ints, bools,
+strings, None and any other object are static: they are seen by the model as they are.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from ppl_toolkit.errors import DataError, ModelError
+
+__all__ = ["Arguments"]
+
+_NUMERIC_KINDS = "fiubc"
+
+
+def _is_array(leaf: Any) -> bool:
+    if isinstance(leaf, jax.Array):
+        return not jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.extended)
+    if isinstance(leaf, np.ndarray | np.generic):
+        return leaf.dtype.kind in _NUMERIC_KINDS
+    return isinstance(leaf, float)
+
+
+def _as_numpy(leaf: Any, name: str, precision: str) -> np.ndarray:
+    array = np.asarray(leaf)
+    if array.dtype.kind == "f":
+        return np.asarray(array, dtype=precision)
+    if array.dtype.kind == "c":
+        raise DataError(f"{name} is complex ({array.dtype}); pass real and imaginary parts.")
+    if precision == "float32" and array.dtype.itemsize == 8 and array.dtype.kind in "iu":
+        return array.astype(array.dtype.kind + "4")
+    return array
+
+
+class Arguments(NamedTuple):
+    """The arguments of one model call.
+
+    Attributes:
+        arrays: the array leaves, as NumPy arrays in the run's precision.
+        names: a readable name for each of them, such as ``"sigma"`` or ``"data['x']"``.
+        leaves: all leaves of ``(args, kwargs)``, with None where an array goes.
+        slots: for each leaf, the index into ``arrays``, or -1 for a static leaf.
+        treedef: the structure of ``(args, kwargs)``.
+        narrowed: names of float32 arrays that a float64 run widened.
+        opaque: names of data containers (data frames, ...) that stay static.
+    """
+
+    arrays: tuple[np.ndarray, ...]
+    names: tuple[str, ...]
+    leaves: tuple[Any, ...]
+    slots: tuple[int, ...]
+    treedef: Any
+    narrowed: tuple[str, ...]
+    opaque: tuple[str, ...]
+
+    @classmethod
+    def of(
+        cls, model: Callable, args: Sequence[Any], kwargs: Mapping[str, Any], precision: str
+    ) -> Arguments:
+        """Split ``args`` and ``kwargs``.
+
+        Raises:
+            ModelError: the model cannot be called with these arguments.
+            DataError: an argument is an array of objects or complex numbers.
+        """
+        bound = _bind(model, args, kwargs)
+        paths, treedef = jax.tree_util.tree_flatten_with_path((tuple(args), dict(kwargs)))
+        arrays: list[np.ndarray] = []
+        names: list[str] = []
+        leaves: list[Any] = []
+        slots: list[int] = []
+        narrowed: list[str] = []
+        opaque: list[str] = []
+        for path, leaf in paths:
+            name = _name(path, bound)
+            if isinstance(leaf, np.ndarray) and leaf.dtype.kind == "O":
+                raise DataError(
+                    f"argument {name} is an array of Python objects (dtype object, shape "
+                    f"{leaf.shape}); pass numbers: np.asarray({name}, dtype=float)."
+                )
+            if _is_array(leaf):
+                slots.append(len(arrays))
+                names.append(name)
+                arrays.append(_as_numpy(leaf, f"argument {name}", precision))
+                leaves.append(None)
+                if precision == "float64" and getattr(leaf, "dtype", None) == np.float32:
+                    narrowed.append(name)
+            else:
+                if type(leaf).__module__.split(".")[0] in ("pandas", "xarray", "polars"):
+                    opaque.append(name)
+                slots.append(-1)
+                leaves.append(leaf)
+        return cls(
+            tuple(arrays),
+            tuple(names),
+            tuple(leaves),
+            tuple(slots),
+            treedef,
+            tuple(narrowed),
+            tuple(opaque),
+        )
+
+    def rebuild(self, arrays: Sequence[Any]) -> tuple[tuple, dict]:
+        """The model's ``(args, kwargs)`` with ``arrays`` in the places of the array leaves."""
+        leaves = [
+            leaf if slot < 0 else arrays[slot]
+            for leaf, slot in zip(self.leaves, self.slots, strict=True)
+        ]
+        return jax.tree_util.tree_unflatten(self.treedef, leaves)
+
+    def digest(self) -> str:
+        """SHA-256 of the array values (bytes, dtype, shape), the order being the call's."""
+        sha = hashlib.sha256()
+        for array in self.arrays:
+            sha.update(f"{array.dtype}{array.shape}".encode())
+            sha.update(np.ascontiguousarray(array).tobytes())
+        return sha.hexdigest()
+
+
+def _bind(model: Callable, args: Sequence[Any], kwargs: Mapping[str, Any]) -> list[str]:
+    """Names of the positional arguments; an error that quotes the signature if they do not fit."""
+    try:
+        signature = inspect.signature(model)
+    except (TypeError, ValueError):
+        return []
+    try:
+        signature.bind(*args, **kwargs)
+    except TypeError as error:
+        name = getattr(model, "__name__", type(model).__name__)
+        raise ModelError(
+            f"the model cannot be called with these arguments: {error}. "
+            f"Its signature is {name}{signature}; pass its arguments after the model: "
+            "infer(model, *args, **kwargs)."
+        ) from None
+    names: list[str] = []
+    for parameter in signature.parameters.values():
+        if parameter.kind in (parameter.POSITIONAL_ONLY, parameter.POSITIONAL_OR_KEYWORD):
+            names.append(parameter.name)
+        elif parameter.kind is parameter.VAR_POSITIONAL:
+            names += [f"{parameter.name}[{i}]" for i in range(len(args) - len(names))]
+    return names
+
+
+def _name(path: tuple, positional: list[str]) -> str:
+    which, first, *rest = path
+    if which.idx == 0:
+        root = positional[first.idx] if first.idx < len(positional) else f"args[{first.idx}]"
+    else:
+        root = str(first.key)
+    return root + jax.tree_util.keystr(tuple(rest))

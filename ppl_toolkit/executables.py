@@ -1,0 +1,184 @@
+"""Compiled programs, kept in the process and across processes.
+
+In the process the key is the method, the text of the traced model, and the shapes. Across
+processes it is the lowered program itself (StableHLO) with the versions and the machine, so that
+an entry can never be stale. Entries live in a directory of the user's own (mode 0700): loading an
+executable runs code, so a directory owned by anybody else is refused.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import hashlib
+import os
+import pickle
+import platform
+import stat
+import tempfile
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jaxlib
+from jax.experimental import serialize_executable
+
+__all__ = ["CacheInfo", "Executable", "cache_directory", "cache_info", "clear", "compiled"]
+
+_FORMAT = 1
+_LIMIT_BYTES = 512 * 2**20
+
+
+class Executable(NamedTuple):
+    """A compiled program and what it cost: seconds of trace + lowering, and of XLA."""
+
+    call: Callable
+    seconds: float
+    source: str  # "compiled" or "disk"
+
+
+class CacheInfo(NamedTuple):
+    """What `ppl doctor` shows of the caches."""
+
+    in_process: int
+    directory: Path | None
+    files: int
+    bytes: int
+
+
+_memory: dict[Any, Executable] = {}
+_locks: dict[Any, threading.Lock] = {}
+_guard = threading.Lock()
+
+
+def compiled(
+    key: Any, build: Callable[[], jax.stages.Lowered], device: Any
+) -> tuple[Executable, bool]:
+    """The executable for ``key``, built at most once in this process.
+
+    Args:
+        key: hashable; determines what ``build`` lowers.
+        build: traces and lowers the program (called in the precision context).
+        device: where the program runs.
+
+    Returns:
+        The executable, and whether it had to be made (False: it was there).
+    """
+    with _guard:
+        lock = _locks.setdefault(key, threading.Lock())
+    with lock:
+        if key in _memory:
+            return _memory[key], False
+        begin = time.perf_counter()
+        lowered = build()
+        call, source = _load_or_compile(lowered, device)
+        _memory[key] = Executable(call, time.perf_counter() - begin, source)
+        return _memory[key], True
+
+
+def clear() -> None:
+    """Forget the executables of this process (the files stay)."""
+    with _guard:
+        _memory.clear()
+        _locks.clear()
+
+
+def cache_directory() -> Path | None:
+    """Where executables are kept across processes; None when that is switched off.
+
+    ``PPL_CACHE_DIR`` names a directory, or switches the cache off with ``off``. A compilation
+    cache set up through JAX itself takes precedence: then ours stays out of the way.
+    """
+    chosen = os.environ.get("PPL_CACHE_DIR", "")
+    if chosen.lower() in ("off", "0", "none") or jax.config.jax_compilation_cache_dir:
+        return None
+    if chosen:
+        return Path(chosen).expanduser()
+    import platformdirs
+
+    return Path(platformdirs.user_cache_dir("ppl_toolkit"))
+
+
+def cache_info() -> CacheInfo:
+    """Numbers about both caches."""
+    directory = cache_directory()
+    files = list(directory.glob("*.xla")) if directory and directory.is_dir() else []
+    return CacheInfo(len(_memory), directory, len(files), sum(f.stat().st_size for f in files))
+
+
+def _load_or_compile(lowered: jax.stages.Lowered, device: Any) -> tuple[Callable, str]:
+    directory = cache_directory()
+    text = lowered.as_text()
+    if directory is None or "callback" in text:
+        return lowered.compile(), "compiled"
+    path = directory / f"{_digest(text, device)}.xla"
+    with contextlib.suppress(Exception):  # a damaged or foreign entry is simply made again
+        if _is_own(directory) and path.is_file():
+            payload, in_tree, out_tree = pickle.loads(path.read_bytes())
+            call = serialize_executable.deserialize_and_load(
+                payload, in_tree, out_tree, execution_devices=[device]
+            )
+            path.touch()
+            return call, "disk"
+    call = lowered.compile()
+    with contextlib.suppress(Exception):  # a full or read-only disk must not stop a run
+        _write(directory, path, pickle.dumps(serialize_executable.serialize(call)))
+    return call, "compiled"
+
+
+def _is_own(directory: Path) -> bool:
+    info = directory.stat()
+    writable_by_others = info.st_mode & (stat.S_IWGRP | stat.S_IWOTH)
+    return not hasattr(os, "getuid") or (info.st_uid == os.getuid() and not writable_by_others)
+
+
+def _write(directory: Path, path: Path, blob: bytes) -> None:
+    directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+    if not _is_own(directory):
+        return
+    handle, temporary = tempfile.mkstemp(dir=directory)
+    with os.fdopen(handle, "wb") as file:
+        file.write(blob)
+    os.replace(temporary, path)
+    _evict(directory)
+
+
+def _evict(directory: Path) -> None:
+    """Keep the directory below its limit: the entries used least recently go first."""
+    files = sorted(directory.glob("*.xla"), key=lambda f: f.stat().st_mtime, reverse=True)
+    total = 0
+    for file in files:
+        total += file.stat().st_size
+        if total > _LIMIT_BYTES:
+            file.unlink(missing_ok=True)
+
+
+def _digest(text: str, device: Any) -> str:
+    return hashlib.sha256((_environment(device) + text).encode()).hexdigest()
+
+
+@functools.cache
+def _environment(device: Any) -> str:
+    """Everything besides the program that an executable depends on."""
+    parts = [
+        str(_FORMAT),
+        jax.__version__,
+        jaxlib.__version__,
+        device.platform,
+        device.device_kind,
+        str(device.id),
+        str(len(jax.devices())),
+        getattr(device.client, "platform_version", ""),
+        os.environ.get("XLA_FLAGS", ""),
+        platform.machine(),
+    ]
+    with contextlib.suppress(OSError):  # instruction sets the compiler may have used
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith(("flags", "Features", "model name")):
+                parts.append(line)
+                if line.startswith(("flags", "Features")):
+                    break
+    return "\n".join(parts)

@@ -1,0 +1,160 @@
+"""Warm-up: dual averaging of the step size, running (co)variances, and the window schedule.
+
+The schedule is data: a warm-up of another length runs in the same compiled program.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from jaxtyping import Array, Bool, Float, Int
+
+__all__ = ["DualAveraging", "Metric", "Moments", "Schedule", "schedule"]
+
+_MAX_WINDOWS = 24
+
+
+class DualAveraging(NamedTuple):
+    """Nesterov's dual averaging of log step size (Hoffman and Gelman 2014, section 3.2).
+
+    Attributes:
+        log_step: log of the step size to use next.
+        log_average: log of the averaged step size, used after warm-up.
+        error: running mean of target - acceptance.
+        count: number of updates since the last restart.
+        centre: the value log_step is shrunk towards, log(10 eps_0).
+    """
+
+    log_step: Float[Array, ""]
+    log_average: Float[Array, ""]
+    error: Float[Array, ""]
+    count: Float[Array, ""]
+    centre: Float[Array, ""]
+
+    @classmethod
+    def start(cls, log_step: Float[Array, ""]) -> DualAveraging:
+        zero = jnp.zeros_like(log_step)
+        return cls(log_step, log_step, zero, zero, log_step + np.log(10.0))
+
+    def update(
+        self,
+        acceptance: Float[Array, ""],
+        target: Float[Array, ""],
+        gamma: float = 0.05,
+        t0: float = 10.0,
+        kappa: float = 0.75,
+    ) -> DualAveraging:
+        """One step of averaging, with the acceptance statistic of one transition."""
+        t = self.count + 1.0
+        weight = 1.0 / (t + t0)
+        error = (1.0 - weight) * self.error + weight * (target - acceptance)
+        log_step = self.centre - jnp.sqrt(t) / gamma * error
+        decay = t**-kappa
+        log_average = decay * log_step + (1.0 - decay) * self.log_average
+        return DualAveraging(log_step, log_average, error, t, self.centre)
+
+
+class Moments(NamedTuple):
+    """Welford's running mean and sum of squares: (D,) for a diagonal, (D, D) for a dense metric."""
+
+    count: Float[Array, ""]
+    mean: Float[Array, " D"]
+    squares: Float[Array, " D"] | Float[Array, "D D"]
+
+    @classmethod
+    def start(cls, like: Float[Array, " D"], dense: bool) -> Moments:
+        zeros = jnp.zeros_like(like)
+        squares = jnp.zeros(like.shape * 2, like.dtype) if dense else zeros
+        return cls(jnp.zeros((), like.dtype), zeros, squares)
+
+    def update(self, x: Float[Array, " D"]) -> Moments:
+        count = self.count + 1.0
+        before = x - self.mean
+        mean = self.mean + before / count
+        after = x - mean
+        product = before * after if self.squares.ndim == 1 else jnp.outer(after, before)
+        return Moments(count, mean, self.squares + product)
+
+    def regularised(self) -> Float[Array, " D"] | Float[Array, "D D"]:
+        """The (co)variance shrunk towards 1e-3 with the weight of five draws, as Stan does."""
+        n = self.count
+        covariance = self.squares / jnp.maximum(n - 1.0, 1.0)
+        unit = 1.0 if self.squares.ndim == 1 else jnp.eye(self.mean.shape[0], dtype=n.dtype)
+        return n / (n + 5.0) * covariance + 1e-3 * (5.0 / (n + 5.0)) * unit
+
+
+class Metric(NamedTuple):
+    """An inverse mass matrix, diagonal (D,) or dense (D, D), and its (Cholesky) root.
+
+    Momenta are N(0, inverse^-1); velocities are inverse @ momentum.
+    """
+
+    inverse: Float[Array, " D"] | Float[Array, "D D"]
+    root: Float[Array, " D"] | Float[Array, "D D"]
+
+    @classmethod
+    def of(cls, inverse: Float[Array, " D"] | Float[Array, "D D"]) -> Metric:
+        return cls(inverse, jnp.sqrt(inverse) if inverse.ndim == 1 else jnp.linalg.cholesky(inverse))
+
+    @classmethod
+    def identity(cls, like: Float[Array, " D"], dense: bool) -> Metric:
+        ones = jnp.ones_like(like)
+        one = jnp.diag(ones) if dense else ones
+        return cls(one, one)
+
+    def velocity(self, momentum: Float[Array, " D"]) -> Float[Array, " D"]:
+        return self.inverse * momentum if self.inverse.ndim == 1 else self.inverse @ momentum
+
+    def momentum(self, noise: Float[Array, " D"]) -> Float[Array, " D"]:
+        """Standard normal ``noise`` turned into a momentum."""
+        if self.inverse.ndim == 1:
+            return noise / self.root
+        return lax.linalg.triangular_solve(
+            self.root, noise[:, None], left_side=True, lower=True, transpose_a=True
+        )[:, 0]
+
+
+class Schedule(NamedTuple):
+    """When to adapt what, as arrays (the iteration index counts from 0).
+
+    Attributes:
+        warmup: number of warm-up iterations.
+        first, last: draws enter the metric's moments for first <= index < last.
+        ends: iterations at whose end the metric is renewed, padded with -1.
+    """
+
+    warmup: Int[Array, ""]
+    first: Int[Array, ""]
+    last: Int[Array, ""]
+    ends: Int[Array, " W"]
+
+    def collects(self, index: Int[Array, ""]) -> Bool[Array, ""]:
+        return (index >= self.first) & (index < self.last)
+
+    def renews(self, index: Int[Array, ""]) -> Bool[Array, ""]:
+        return jnp.any(self.ends == index)
+
+
+def schedule(warmup: int) -> Schedule:
+    """Stan's windows: 75 fast, doubling slow windows from 25, 50 fast; scaled when short.
+
+    Source: Stan Reference Manual, 'Automatic parameter tuning'.
+    """
+    start, base, stop = 75, 25, 50
+    if warmup < start + base + stop:
+        start, stop = int(0.15 * warmup), int(0.1 * warmup)
+        base = warmup - start - stop
+    ends, begin, width = [], start, base
+    while begin < warmup - stop and width > 0:
+        end = begin + width
+        if end + 2 * width > warmup - stop:
+            end = warmup - stop
+        ends.append(end - 1)
+        begin, width = end, 2 * width
+    padded = np.full(_MAX_WINDOWS, -1)
+    padded[: len(ends)] = ends if warmup >= 20 else []  # too short to learn a metric
+    first, last = (start, warmup - stop) if warmup >= 20 else (warmup, warmup)
+    return Schedule(np.asarray(warmup), np.asarray(first), np.asarray(last), padded)

@@ -1,0 +1,525 @@
+"""Hamiltonian Monte Carlo and the No-U-Turn sampler on one flat vector.
+
+Sources: Neal (2011) for HMC; Hoffman and Gelman (2014) for NUTS and dual averaging; Betancourt
+(2017) for multinomial weights and the generalised U-turn criterion; Phan, Pradhan and Jankowiak
+(2019) for building the tree without recursion.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any, ClassVar, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax, random
+from jaxtyping import Array, Bool, Float, Int
+
+from ppl_toolkit.errors import OptionError
+from ppl_toolkit.inference.adaptation import DualAveraging, Metric, Moments, Schedule, schedule
+
+__all__ = ["HMC", "NUTS", "HMCState", "hmc_transition", "nuts_transition"]
+
+_MAX_ENERGY_ERROR = 1000.0
+_INITIAL_TRIES = 200
+
+Gradient = Callable[[Any], tuple[Any, Any]]
+Vector = Float[Array, " D"]
+Scalar = Float[Array, ""]
+
+
+class Point(NamedTuple):
+    """A position with its log density and gradient, so that no point is evaluated twice."""
+
+    position: Vector
+    log_density: Scalar
+    gradient: Vector
+
+
+class Phase(NamedTuple):
+    """A point with a momentum."""
+
+    point: Point
+    momentum: Vector
+
+
+class HMCState(NamedTuple):
+    """The state of one chain.
+
+    Attributes:
+        point: current position, its log density and gradient.
+        averaging: the step size and its adaptation.
+        metric: the inverse mass matrix in use.
+        moments: what the next metric is made of.
+    """
+
+    point: Point
+    averaging: DualAveraging
+    metric: Metric
+    moments: Moments
+
+
+class Settings(NamedTuple):
+    """Options that are arguments of the compiled program."""
+
+    target_acceptance: Scalar
+    radius: Scalar
+    schedule: Schedule
+
+
+def _where(condition: Any, new: Any, old: Any) -> Any:
+    return jax.tree.map(lambda a, b: jnp.where(condition, a, b), new, old)
+
+
+def leapfrog(gradient: Gradient, metric: Metric, step: Scalar, z: Phase) -> Phase:
+    """One leapfrog step of length ``step`` (negative steps run backwards): one gradient."""
+    half = z.momentum + 0.5 * step * z.point.gradient
+    position = z.point.position + step * metric.velocity(half)
+    log_density, grad = gradient(position)
+    return Phase(Point(position, log_density, grad), half + 0.5 * step * grad)
+
+
+def _energy(metric: Metric, z: Phase) -> Scalar:
+    kinetic = 0.5 * jnp.dot(z.momentum, metric.velocity(z.momentum))
+    energy = kinetic - z.point.log_density
+    return jnp.where(jnp.isnan(energy), jnp.inf, energy)
+
+
+def hmc_transition(
+    key: Any, point: Point, gradient: Gradient, metric: Metric, step: Scalar, steps: int
+) -> tuple[Point, dict[str, Any]]:
+    """One transition of HMC with ``steps`` leapfrog steps and a Metropolis test."""
+    key_momentum, key_accept = random.split(key)
+    dtype = point.position.dtype
+    noise = random.normal(key_momentum, point.position.shape, dtype)
+    start = Phase(point, metric.momentum(noise))
+    end = lax.fori_loop(0, steps, lambda _, z: leapfrog(gradient, metric, step, z), start)
+    before, after = _energy(metric, start), _energy(metric, end)
+    error = after - before
+    accepted = jnp.log(random.uniform(key_accept, (), dtype)) < -error
+    stats = {
+        "acceptance_rate": jnp.minimum(1.0, jnp.exp(-error)),
+        "n_steps": jnp.asarray(steps, jnp.int32),
+        "diverging": ~(error < _MAX_ENERGY_ERROR),
+        "energy": jnp.where(accepted, after, before),
+        "energy_error": jnp.where(accepted, error, 0.0),
+    }
+    return _where(accepted, end.point, point), stats
+
+
+class _Leaves(NamedTuple):
+    """A run of consecutive leapfrog points and the point chosen among them."""
+
+    chosen: Point
+    energy: Scalar  # of the chosen point
+    log_weight: Scalar  # log sum of exp(-energy error)
+    momentum_sum: Vector
+    turning: Bool[Array, ""]
+    diverging: Bool[Array, ""]
+    acceptance: Scalar  # sum over the points of min(1, exp(-energy error))
+    count: Int[Array, ""]
+    worst: Scalar  # energy error of largest size
+
+
+def _turning(metric: Metric, left: Vector, right: Vector, total: Vector) -> Bool[Array, ""]:
+    """The generalised U-turn criterion, with the end points counted half (trapezoid)."""
+    span = metric.velocity(total - 0.5 * (left + right))
+    return (jnp.dot(left, span) <= 0.0) | (jnp.dot(right, span) <= 0.0)
+
+
+def _subtree(
+    key: Any,
+    gradient: Gradient,
+    metric: Metric,
+    step: Scalar,
+    start: Phase,
+    energy_0: Scalar,
+    size: Int[Array, ""],
+    max_depth: int,
+) -> tuple[_Leaves, Phase]:
+    """Extend the trajectory from ``start`` by up to ``size`` = 2^depth leaves.
+
+    Point n of the run closes the binary subtrees that end there; each is checked against the
+    momentum and momentum sum kept at its first point. Two arrays of ``max_depth`` rows hold
+    all that is ever needed. The multinomial choice is by exponential jumps: a point that was
+    chosen when the total weight was W stays until the total passes W / u with u uniform, so
+    that random numbers are drawn only at replacements.
+    """
+    dtype, dim = start.momentum.dtype, start.momentum.shape[0]
+    zero = jnp.zeros((), dtype)
+    empty = _Leaves(
+        start.point, zero, zero - jnp.inf, jnp.zeros(dim, dtype), jnp.asarray(False),
+        jnp.asarray(False), zero, jnp.zeros((), jnp.int32), zero,
+    )  # fmt: skip
+    rows = jnp.zeros((max_depth, dim), dtype)
+
+    def proceed(carry: tuple) -> Bool[Array, ""]:
+        leaves = carry[0]
+        return (leaves.count < size) & ~leaves.turning & ~leaves.diverging
+
+    def grow(carry: tuple) -> tuple:
+        leaves, z, bar, momenta, sums = carry
+        n = leaves.count
+        z = leapfrog(gradient, metric, step, z)
+        energy = _energy(metric, z)
+        error = energy - energy_0
+        log_weight = jnp.logaddexp(leaves.log_weight, -error)
+        chosen_now = log_weight > bar
+        bar = lax.cond(
+            chosen_now,
+            lambda: log_weight - jnp.log(random.uniform(random.fold_in(key, n), (), dtype)),
+            lambda: bar,
+        )
+        total = leaves.momentum_sum + z.momentum
+        depth = lax.population_count(n >> 1)
+        closed = lax.population_count(n ^ (n + 1)) - 1  # subtrees that end at point n
+
+        def keep() -> tuple:
+            return (
+                lax.dynamic_update_index_in_dim(momenta, z.momentum, depth, 0),
+                lax.dynamic_update_index_in_dim(sums, total, depth, 0),
+                jnp.asarray(False),
+            )
+
+        def check() -> tuple:
+            def turn(carry: tuple) -> tuple:
+                row, _ = carry
+                first = momenta[row]
+                return row - 1, _turning(metric, first, z.momentum, total - sums[row] + first)
+
+            _, turned = lax.while_loop(
+                lambda c: (c[0] > depth - closed) & ~c[1], turn, (depth, jnp.asarray(False))
+            )
+            return momenta, sums, turned
+
+        momenta, sums, turned = lax.cond(n % 2 == 0, keep, check)
+        grown = _Leaves(
+            chosen=_where(chosen_now, z.point, leaves.chosen),
+            energy=jnp.where(chosen_now, energy, leaves.energy),
+            log_weight=log_weight,
+            momentum_sum=total,
+            turning=turned,
+            diverging=~(error < _MAX_ENERGY_ERROR),
+            acceptance=leaves.acceptance + jnp.minimum(1.0, jnp.exp(-error)),
+            count=n + 1,
+            worst=jnp.where(jnp.abs(error) > jnp.abs(leaves.worst), error, leaves.worst),
+        )
+        return grown, z, bar, momenta, sums
+
+    leaves, end, *_ = lax.while_loop(proceed, grow, (empty, start, zero - jnp.inf, rows, rows))
+    return leaves, end
+
+
+def nuts_transition(
+    key: Any, point: Point, gradient: Gradient, metric: Metric, step: Scalar, max_depth: int
+) -> tuple[Point, dict[str, Any]]:
+    """One transition of NUTS: double the trajectory until it turns, diverges or is 2^max_depth.
+
+    Multinomial sampling inside subtrees, biased progressive sampling between them.
+    Cost: one gradient per leapfrog step; memory O(max_depth D).
+    """
+    key_momentum, key_way, key_merge, key_leaf = random.split(key, 4)
+    dtype = point.position.dtype
+    noise = random.normal(key_momentum, point.position.shape, dtype)
+    start = Phase(point, metric.momentum(noise))
+    energy_0 = _energy(metric, start)
+    ways = random.bits(key_way, (), jnp.uint32)
+    log_uniforms = jnp.log(random.uniform(key_merge, (max_depth,), dtype))
+    zero = jnp.zeros((), dtype)
+    tree = _Leaves(
+        point, energy_0, zero, start.momentum, jnp.asarray(False), jnp.asarray(False), zero,
+        jnp.zeros((), jnp.int32), zero,
+    )  # fmt: skip
+
+    def proceed(carry: tuple) -> Bool[Array, ""]:
+        depth, tree = carry[0], carry[1]
+        return (depth < max_depth) & ~tree.turning & ~tree.diverging
+
+    def double(carry: tuple) -> tuple:
+        depth, tree, left, right = carry
+        forward = (ways >> depth.astype(jnp.uint32)) & 1 == 1
+        subtree, end = _subtree(
+            random.fold_in(key_leaf, depth),
+            gradient,
+            metric,
+            jnp.where(forward, step, -step),
+            _where(forward, right, left),
+            energy_0,
+            jnp.left_shift(jnp.ones((), jnp.int32), depth),
+            max_depth,
+        )
+        left = _where(forward, left, end)
+        right = _where(forward, end, right)
+        whole = ~subtree.turning & ~subtree.diverging
+        moved = whole & (log_uniforms[depth] < subtree.log_weight - tree.log_weight)
+        total = tree.momentum_sum + subtree.momentum_sum
+        merged = _Leaves(
+            chosen=_where(moved, subtree.chosen, tree.chosen),
+            energy=jnp.where(moved, subtree.energy, tree.energy),
+            log_weight=jnp.logaddexp(tree.log_weight, subtree.log_weight),
+            momentum_sum=total,
+            turning=subtree.turning | _turning(metric, left.momentum, right.momentum, total),
+            diverging=subtree.diverging,
+            acceptance=tree.acceptance + subtree.acceptance,
+            count=tree.count + subtree.count,
+            worst=jnp.where(
+                jnp.abs(subtree.worst) > jnp.abs(tree.worst), subtree.worst, tree.worst
+            ),
+        )
+        return depth + 1, merged, left, right
+
+    depth, tree, _, _ = lax.while_loop(
+        proceed, double, (jnp.zeros((), jnp.int32), tree, start, start)
+    )
+    stats = {
+        "acceptance_rate": tree.acceptance / tree.count,
+        "n_steps": tree.count,
+        "tree_depth": depth,
+        "reached_max_treedepth": (depth == max_depth) & ~tree.turning & ~tree.diverging,
+        "diverging": tree.diverging,
+        "energy": tree.energy,
+        "energy_error": tree.energy - energy_0,
+        "max_energy_error": tree.worst,
+    }
+    return tree.chosen, stats
+
+
+class _Search(NamedTuple):
+    """The search for a first point, then for a first step size, one gradient a turn."""
+
+    tries: Int[Array, ""]
+    found: Bool[Array, ""]
+    done: Bool[Array, ""]
+    point: Point
+    momentum: Vector
+    log_step: Scalar
+    way: Scalar  # +1: doubling, -1: halving, 0: not known yet
+
+
+@dataclasses.dataclass(frozen=True)
+class _Hamiltonian:
+    """What HMC and NUTS share: the start, the warm-up, the bookkeeping of a chain."""
+
+    target_acceptance: float = 0.8
+    metric: str = "diagonal"
+    warmup: int = 1000
+    init_radius: float = 2.0
+
+    needs: ClassVar[tuple[str, ...]] = ("log_density", "constrain")
+    gradients: ClassVar[bool] = True
+    refit_warmup: ClassVar[int] = 200
+
+    def __post_init__(self) -> None:
+        if not 0.0 < self.target_acceptance < 1.0:
+            raise OptionError(
+                f"target_acceptance must lie between 0 and 1; got {self.target_acceptance}."
+            )
+        if self.metric not in ("diagonal", "dense"):
+            raise OptionError(f"metric must be 'diagonal' or 'dense'; got {self.metric!r}.")
+        if not isinstance(self.warmup, int) or self.warmup < 0:
+            raise OptionError(f"warmup must be an integer >= 0; got {self.warmup!r}.")
+        if not self.init_radius >= 0.0:
+            raise OptionError(f"init_radius must be >= 0; got {self.init_radius}.")
+
+    def check(self, program: Any) -> None:
+        """Refuse programs without a continuous latent site, or with discrete ones."""
+        program.require_gradients(type(self).__name__)
+
+    def statics(self) -> tuple:
+        """The options that are part of the compiled program."""
+        return (self.metric,)
+
+    def settings(self, program: Any, warmup: int) -> Settings:
+        """The options that are arguments of the compiled program."""
+        dtype = program.precision
+        return Settings(
+            np.asarray(self.target_acceptance, dtype),
+            np.asarray(self.init_radius, dtype),
+            schedule(warmup),
+        )
+
+    def transition(
+        self, key: Any, point: Point, gradient: Gradient, metric: Metric, step: Scalar
+    ) -> tuple[Point, dict[str, Any]]:
+        raise TypeError("a Hamiltonian method defines its transition")
+
+    def init(self, key: Any, start: Any, target: Any, settings: Settings) -> HMCState:
+        """Find a point with finite density and gradient, then a step size that accepts half.
+
+        Args:
+            key: the chain's key for its start.
+            start: position (D,) to start from, and whether it is given (else uniform draws in
+                (-radius, radius) are tried).
+        """
+        position, given = start
+        gradient = jax.value_and_grad(target.log_density)
+        dtype, shape = position.dtype, position.shape
+        metric = Metric.identity(position, dense=False)
+        key_point, key_momentum = random.split(key)
+        momentum = random.normal(key_momentum, shape, dtype)
+        zero = jnp.zeros((), dtype)
+        nowhere = Point(position, zero - jnp.inf, jnp.zeros_like(position))
+
+        def turn(s: _Search) -> _Search:
+            draw = random.uniform(random.fold_in(key_point, s.tries), shape, dtype, -1.0, 1.0)
+            first = jnp.where(given, position, settings.radius * draw)
+            step = jnp.exp(s.log_step)
+            half = s.momentum + 0.5 * step * s.point.gradient
+            probe = jnp.where(s.found, s.point.position + step * metric.velocity(half), first)
+            log_density, grad = gradient(probe)
+            new = Point(probe, log_density, grad)
+            finite = jnp.isfinite(log_density) & jnp.all(jnp.isfinite(grad))
+            end = Phase(new, half + 0.5 * step * grad)
+            error = _energy(metric, end) - _energy(metric, Phase(s.point, s.momentum))
+            way = jnp.where(-error > jnp.log(0.8), 1.0, -1.0).astype(dtype)
+            crossed = (s.way != 0.0) & (way != s.way)
+            searching = s.found & ~crossed
+            return _Search(
+                tries=s.tries + 1,
+                found=s.found | finite,
+                done=(s.found & crossed) | (s.tries + 1 >= _INITIAL_TRIES),
+                point=_where(~s.found & finite, new, s.point),
+                momentum=s.momentum,
+                log_step=jnp.where(searching, s.log_step + way * np.log(2.0), s.log_step),
+                way=jnp.where(s.found, way, s.way),
+            )
+
+        search = _Search(
+            jnp.zeros((), jnp.int32), jnp.asarray(False), jnp.asarray(False), nowhere, momentum,
+            zero, zero,
+        )  # fmt: skip
+        search = lax.while_loop(lambda s: ~s.done, turn, search)
+        dense = self.metric == "dense"
+        return HMCState(
+            search.point,
+            DualAveraging.start(search.log_step),
+            Metric.identity(position, dense),
+            Moments.start(position, dense),
+        )
+
+    def refresh(self, state: HMCState, target: Any, settings: Settings) -> HMCState:
+        """The state on new data: position, metric and step size stay, the caches are renewed."""
+        position = state.point.position
+        log_density, grad = jax.value_and_grad(target.log_density)(position)
+        log_step = state.averaging.log_average
+        return state._replace(
+            point=Point(position, log_density, grad),
+            averaging=DualAveraging.start(log_step)._replace(
+                centre=log_step, log_average=log_step
+            ),
+            moments=Moments.start(position, self.metric == "dense"),
+        )
+
+    def failed(self, state: HMCState) -> Any:
+        """Whether no starting point was found (per chain)."""
+        return ~np.isfinite(np.asarray(state.point.log_density))
+
+    def position(self, state: HMCState) -> Any:
+        return state.point.position
+
+    def step(
+        self, key: Any, index: Any, state: HMCState, target: Any, settings: Settings
+    ) -> tuple[HMCState, Vector, dict[str, Any]]:
+        """One transition, followed by adaptation while ``index`` is in the warm-up."""
+        plan = settings.schedule
+        gradient = jax.value_and_grad(target.log_density)
+        warming = index < plan.warmup
+        averaging, metric, moments = state.averaging, state.metric, state.moments
+        step = jnp.exp(jnp.where(warming, averaging.log_step, averaging.log_average))
+        point, stats = self.transition(key, state.point, gradient, metric, step)
+
+        def adapt() -> tuple[DualAveraging, Metric, Moments]:
+            renewed = averaging.update(stats["acceptance_rate"], settings.target_acceptance)
+            gathered = _where(
+                plan.collects(index), moments.update(point.position), moments
+            )
+
+            def renew() -> tuple[DualAveraging, Metric, Moments]:
+                inverse = gathered.regularised()
+                diagonals = [m if m.ndim == 1 else jnp.diagonal(m) for m in (metric.inverse, inverse)]
+                # A step stable under the old metric is stable under the new one up to the
+                # largest change of scale; dual averaging then starts from there.
+                rescaled = renewed.log_average + 0.5 * jnp.max(
+                    jnp.log(diagonals[0]) - jnp.log(diagonals[1])
+                )
+                return (
+                    DualAveraging.start(rescaled),
+                    Metric.of(inverse),
+                    Moments.start(point.position, self.metric == "dense"),
+                )
+
+            return lax.cond(plan.renews(index), renew, lambda: (renewed, metric, gathered))
+
+        averaging, metric, moments = lax.cond(
+            warming, adapt, lambda: (averaging, metric, moments)
+        )
+        stats = {"lp": point.log_density, "step_size": step, **stats}
+        return HMCState(point, averaging, metric, moments), point.position, stats
+
+    def values(self, draw: Vector, target: Any) -> dict[str, Any]:
+        """Constrained and deterministic sites of one draw."""
+        return target.constrain(draw)
+
+
+@dataclasses.dataclass(frozen=True)
+class HMC(_Hamiltonian):
+    """Hamiltonian Monte Carlo with a fixed number of leapfrog steps.
+
+    Args:
+        steps: leapfrog steps per transition (the cost: one gradient each).
+        target_acceptance: mean acceptance that warm-up tunes the step size to.
+        metric: "diagonal" or "dense" inverse mass matrix, learned in warm-up.
+        warmup: default number of warm-up iterations.
+        init_radius: starts are uniform in (-radius, radius) on the unconstrained space.
+
+    Source: Neal (2011), MCMC using Hamiltonian dynamics.
+    """
+
+    steps: int = 16
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not isinstance(self.steps, int) or self.steps < 1:
+            raise OptionError(f"steps must be an integer >= 1; got {self.steps!r}.")
+
+    def statics(self) -> tuple:
+        return (self.metric, self.steps)
+
+    def transition(
+        self, key: Any, point: Point, gradient: Gradient, metric: Metric, step: Scalar
+    ) -> tuple[Point, dict[str, Any]]:
+        return hmc_transition(key, point, gradient, metric, step, self.steps)
+
+
+@dataclasses.dataclass(frozen=True)
+class NUTS(_Hamiltonian):
+    """The No-U-Turn sampler: the default for models with continuous latent sites.
+
+    Args:
+        target_acceptance: mean acceptance that warm-up tunes the step size to; nearer to 1
+            takes smaller steps, which cures most divergences.
+        max_depth: trajectories have at most 2^max_depth leapfrog steps.
+        metric: "diagonal" or "dense" inverse mass matrix, learned in warm-up. A dense one pays
+            for few, strongly correlated parameters: its cost is O(D^2) per step.
+        warmup: default number of warm-up iterations.
+        init_radius: starts are uniform in (-radius, radius) on the unconstrained space.
+
+    Source: Hoffman and Gelman (2014); Betancourt (2017).
+    """
+
+    max_depth: int = 10
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not isinstance(self.max_depth, int) or not 1 <= self.max_depth <= 20:
+            raise OptionError(f"max_depth must be an integer in 1..20; got {self.max_depth!r}.")
+
+    def statics(self) -> tuple:
+        return (self.metric, self.max_depth)
+
+    def transition(
+        self, key: Any, point: Point, gradient: Gradient, metric: Metric, step: Scalar
+    ) -> tuple[Point, dict[str, Any]]:
+        return nuts_transition(key, point, gradient, metric, step, self.max_depth)

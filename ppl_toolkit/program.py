@@ -1,0 +1,775 @@
+"""A model bound to its data: sites, scores, transforms, predictions.
+
+A `Program` is what every inference method sees. It flattens the continuous latent sites of a
+NumPyro model into one unconstrained vector and offers the model's densities as pure functions of
+that vector and of the data arrays, so that a compiled method takes new data without compiling.
+"""
+
+from __future__ import annotations
+
+import dis
+import functools
+import hashlib
+import inspect
+import math
+import traceback
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import numpyro
+from jax.extend import core as jax_core
+from numpyro import handlers
+from numpyro.distributions import MaskedDistribution, biject_to, constraints
+from numpyro.distributions.util import sum_rightmost
+
+from ppl_toolkit.arguments import Arguments
+from ppl_toolkit.errors import DataBakedWarning, DataError, MethodError, ModelError, SiteError
+
+__all__ = ["Program", "Site", "Traced"]
+
+_LOG_DET = "__log_det"
+_CONCRETE_VALUE_ERRORS = (
+    jax.errors.ConcretizationTypeError,
+    jax.errors.TracerArrayConversionError,
+    jax.errors.TracerBoolConversionError,
+    jax.errors.TracerIntegerConversionError,
+    jax.errors.NonConcreteBooleanIndexError,
+)
+
+
+class Site(NamedTuple):
+    """What a program knows of one site.
+
+    Attributes:
+        name: the site's name.
+        kind: "latent", "observed", "deterministic" or "factor".
+        shape, dtype: of its value.
+        event_dim: number of trailing dimensions that belong to one draw of its distribution.
+        dims: a name for every dimension of its value; plates give theirs.
+        distribution: class name of its distribution ("" for deterministic sites).
+        support: printed form of its support.
+        discrete: whether its values are integers.
+        cardinality: size of a finite support per element, 0 if there is none.
+        unconstrained_shape: shape of its unconstrained counterpart (continuous latent sites).
+        offset: where that begins in the flat vector (-1 for sites without one).
+        proper: False for flat (improper) priors, which cannot be drawn from.
+        masked: whether a mask switches some of its elements off.
+        argument: index of the data array observed there, -1 if it is computed.
+    """
+
+    name: str
+    kind: str
+    shape: tuple[int, ...]
+    dtype: Any
+    event_dim: int
+    dims: tuple[str, ...]
+    distribution: str = ""
+    support: str = ""
+    discrete: bool = False
+    cardinality: int = 0
+    unconstrained_shape: tuple[int, ...] = ()
+    offset: int = -1
+    proper: bool = True
+    masked: bool = False
+    argument: int = -1
+
+    @property
+    def unconstrained_size(self) -> int:
+        return math.prod(self.unconstrained_shape)
+
+
+class Traced(NamedTuple):
+    """A traced function: its jaxpr, and the constants it closed over, as separate values.
+
+    Passing ``consts`` as arguments of a compiled program keeps closed-over arrays out of it:
+    the text of the jaxpr is then a sound key for the executable.
+    """
+
+    jaxpr: Any
+    consts: tuple[Any, ...]
+    out_tree: Any
+
+    def __call__(self, consts: Sequence[Any], *args: Any) -> Any:
+        closed = jax_core.ClosedJaxpr(self.jaxpr, list(consts))
+        flat = jax_core.jaxpr_as_fun(closed)(*jax.tree_util.tree_leaves(args))
+        return jax.tree_util.tree_unflatten(self.out_tree, flat)
+
+    @classmethod
+    def of(cls, function: Callable, *args: Any) -> Traced:
+        closed, out = jax.make_jaxpr(function, return_shape=True)(*args)
+        return cls(closed.jaxpr, tuple(closed.consts), jax.tree_util.tree_structure(out))
+
+    def text(self) -> str:
+        """A text that determines the computation up to the values of ``consts``."""
+        return f"{self.jaxpr}{self.out_tree}"
+
+
+class Program:
+    """A NumPyro model with its arguments.
+
+    Args:
+        model: a NumPyro model function (or any callable with `numpyro.sample` inside).
+        args, kwargs: the model's arguments; arrays become arguments of compiled programs.
+        precision: "float64" or "float32".
+        dims: names for event dimensions, ``{site: [name, ...]}``.
+
+    Attributes:
+        sites: all sites in the order of the model, by name.
+        size: length D of the flat unconstrained vector.
+        data: the array arguments (followed by fixed subsample indices).
+        baked: True when data had to be constants of the compiled program.
+
+    Raises:
+        ModelError: the model fails or has no sites.
+        DataError: observed data are empty, non-finite or outside the support.
+
+    Tracing runs the model function a few times on abstract values: milliseconds, no compilation.
+    """
+
+    def __init__(
+        self,
+        model: Callable,
+        args: Sequence[Any] = (),
+        kwargs: Mapping[str, Any] | None = None,
+        *,
+        precision: str = "float64",
+        dims: Mapping[str, Sequence[str]] | None = None,
+    ) -> None:
+        if not callable(model):
+            raise ModelError(
+                f"the model must be a function with numpyro.sample inside; got "
+                f"{type(model).__name__}. Write infer(model, *data), with the model first."
+            )
+        self.model = model
+        self.precision = precision
+        self.arguments = Arguments.of(model, args, kwargs or {}, precision)
+        self.data: tuple[np.ndarray, ...] = self.arguments.arrays
+        self.baked = False
+        self._traced: dict[str, Traced] = {}
+        self._subsamples: tuple[str, ...] = ()
+        self._user_dims = {k: list(v) for k, v in (dims or {}).items()}
+        for name in self.arguments.opaque:
+            self._warn_baked(f"argument {name!r} is a data frame or labelled array")
+        with self.context():
+            try:
+                self.sites = self._discover()
+            except _CONCRETE_VALUE_ERRORS as error:
+                self.baked = True
+                self._warn_baked(f"the model needs concrete values at {_user_line(error)}")
+                self.sites = self._discover()
+        unknown = set(self._user_dims) - set(self.sites)
+        if unknown:
+            raise SiteError(
+                f"dims= names unknown sites {sorted(unknown)}; the model has {list(self.sites)}."
+            )
+        if not any(site.kind != "deterministic" for site in self.sites.values()):
+            raise ModelError(
+                f"{_label(model)} has no numpyro.sample site. Give infer a NumPyro model, or a "
+                "log density together with init=."
+            )
+        self._warn_closures()
+
+    # -- contexts and arguments ------------------------------------------------------------
+
+    def context(self) -> Any:
+        """The precision context every call must be made in (it is local to a thread)."""
+        return jax.enable_x64(self.precision == "float64")
+
+    def _warn_baked(self, what: str) -> None:
+        warnings.warn(
+            f"{_label(self.model)}: {what}. The values are taken as constants: results are right, "
+            "but new data may compile anew. Pass arrays as arguments and compute with jax.numpy, "
+            "or compute such values before and pass them as Python ints.",
+            DataBakedWarning,
+            stacklevel=4,
+        )
+
+    def _warn_closures(self) -> None:
+        for name, line, shape in _closed_over_arrays(self.model):
+            self._warn_baked(f"line {line} uses array {name!r} of shape {shape} from outside")
+
+    def _call(self, data: Sequence[Any], key: Any, model: Callable | None = None) -> None:
+        """Run the (handled) model on ``data``; ``key`` seeds whatever no handler fixes."""
+        count = len(self.arguments.arrays)
+        arrays = self.arguments.arrays if self.baked else data[:count]
+        args, kwargs = self.arguments.rebuild(arrays)
+        indices = dict(zip(self._subsamples, data[count:], strict=True))
+        handled = handlers.seed(model or self.model, key)
+        if indices:
+            handled = handlers.substitute(handled, data=indices)
+        handled(*args, **kwargs)
+
+    def _trace(self, data: Sequence[Any], key: Any, *wrappers: Callable) -> dict[str, Any]:
+        model = self.model
+        for wrapper in wrappers:
+            model = wrapper(model)
+        with handlers.trace() as trace:
+            self._call(data, key, model)
+        return trace
+
+    # -- discovery -------------------------------------------------------------------------
+
+    def _discover(self) -> dict[str, Site]:
+        sites: dict[str, Site] = {}
+        subsamples: dict[str, tuple[int, int]] = {}
+
+        def run(data: tuple, key: Any) -> None:
+            trace = self._trace(data, key, _positive_shapes)
+            offset = 0
+            for name, message in trace.items():
+                if message["type"] == "plate":
+                    size, subsample = message["args"]
+                    if subsample is not None and subsample != size:
+                        subsamples[name] = (size, subsample)
+                site = self._site(name, message, data, offset)
+                if site is not None:
+                    sites[name] = site
+                    offset += site.unconstrained_size if site.offset >= 0 else 0
+
+        try:
+            jax.eval_shape(run, self.data, jax.random.key(0))
+        except (*_CONCRETE_VALUE_ERRORS, DataError, MethodError):
+            raise
+        except Exception as error:
+            raise ModelError(
+                f"{_label(self.model)} raised {type(error).__name__} at {_user_line(error)}: "
+                f"{error}"
+            ) from error
+        self._subsamples = tuple(subsamples)
+        rng = np.random.default_rng(0)
+        self.data = self.arguments.arrays + tuple(
+            np.sort(rng.choice(size, count, replace=False)) for size, count in subsamples.values()
+        )
+        self._check_data(sites)
+        return sites
+
+    def _site(self, name: str, message: dict, data: tuple, offset: int) -> Site | None:
+        value = message["value"]
+        if message["type"] == "deterministic":
+            shape = jnp.shape(value)
+            dims = self._dims(name, shape, 0, message.get("cond_indep_stack") or [])
+            return Site(name, "deterministic", shape, jnp.result_type(value), 0, dims)
+        if message["type"] != "sample":
+            return None
+        fn = message["fn"]
+        if not hasattr(value, "shape") and not np.isscalar(value):
+            raise DataError(
+                f"site {name!r} observes a {type(value).__name__}; pass an array: "
+                "np.asarray(values)."
+            )
+        shape, dtype = jnp.shape(value), jnp.result_type(value)
+        base = fn.base_dist if isinstance(fn, MaskedDistribution) else fn
+        common: dict[str, Any] = {
+            "name": name,
+            "shape": shape,
+            "dtype": dtype,
+            "event_dim": fn.event_dim,
+            "dims": self._dims(
+                name,
+                shape,
+                fn.event_dim,
+                message["cond_indep_stack"],
+                message["infer"].get("event_dims", ()),
+            ),
+            "distribution": _distribution_name(base),
+            "masked": isinstance(fn, MaskedDistribution),
+        }
+        if message["infer"].get("is_auxiliary") and message["is_observed"]:
+            return Site(kind="factor", **common)
+        support = fn.support
+        common |= {"support": str(support), "discrete": bool(fn.is_discrete)}
+        if message["is_observed"]:
+            argument = next((i for i, array in enumerate(data) if array is value), -1)
+            _check_observed_shape(name, fn, shape)
+            return Site(kind="observed", argument=argument, **common)
+        if fn.is_discrete:
+            return Site(kind="latent", cardinality=_cardinality(fn), **common)
+        return Site(
+            kind="latent",
+            unconstrained_shape=tuple(biject_to(support).inverse_shape(shape)),
+            offset=offset,
+            proper=not _is_improper(base),
+            **common,
+        )
+
+    def _dims(
+        self,
+        name: str,
+        shape: tuple[int, ...],
+        event_dim: int,
+        frames: Sequence[Any],
+        event_dims: Sequence[str] = (),
+    ) -> tuple[str, ...]:
+        dims = [f"{name}_dim_{axis}" for axis in range(len(shape))]
+        for frame in frames:
+            axis = len(shape) - event_dim + frame.dim
+            if 0 <= axis < len(shape) and shape[axis] == frame.size:
+                dims[axis] = frame.name if frame.name != name else f"{name}_dim"
+        named = list(self._user_dims.get(name, event_dims))
+        if len(named) > len(shape):
+            raise SiteError(
+                f"dims= gives {len(named)} names {named} for site {name!r} of shape {shape}."
+            )
+        if named:
+            dims[len(dims) - len(named) :] = named
+        return tuple(dims)
+
+    def _check_data(self, sites: dict[str, Site]) -> None:
+        masked = any(site.masked for site in sites.values())
+        for name, array in zip(self.arguments.names, self.arguments.arrays, strict=True):
+            if array.dtype.kind == "f" and not masked and np.isnan(array).any():
+                count = int(np.isnan(array).sum())
+                raise DataError(
+                    f"argument {name!r} has {count} NaN of {array.size} values (first at index "
+                    f"{_first(np.isnan(array))}). Drop or impute those rows, or mark them with "
+                    "numpyro.handlers.mask or obs_mask=."
+                )
+        for site in sites.values():
+            if site.kind != "observed":
+                continue
+            if math.prod(site.shape) == 0:
+                raise DataError(f"site {site.name!r} observes no data: its shape is {site.shape}.")
+            if site.argument >= 0 and not site.masked:
+                array = self.data[site.argument]
+                _check_support(site, array, self.arguments.names[site.argument])
+
+    # -- the flat vector -------------------------------------------------------------------
+
+    @functools.cached_property
+    def continuous(self) -> tuple[Site, ...]:
+        """The latent sites that make up the flat vector, in order."""
+        return tuple(s for s in self.sites.values() if s.kind == "latent" and s.offset >= 0)
+
+    @functools.cached_property
+    def discrete(self) -> tuple[Site, ...]:
+        """The discrete latent sites."""
+        return tuple(s for s in self.sites.values() if s.kind == "latent" and s.discrete)
+
+    @property
+    def latent(self) -> tuple[Site, ...]:
+        return tuple(s for s in self.sites.values() if s.kind == "latent")
+
+    @property
+    def observed(self) -> tuple[Site, ...]:
+        return tuple(s for s in self.sites.values() if s.kind == "observed")
+
+    @property
+    def subsampled(self) -> tuple[str, ...]:
+        """Names of plates that see a random subset of the data."""
+        return self._subsamples
+
+    @functools.cached_property
+    def size(self) -> int:
+        return sum(site.unconstrained_size for site in self.continuous)
+
+    @property
+    def coordinates(self) -> tuple[str, ...]:
+        """A name for every coordinate of the flat vector."""
+        names: list[str] = []
+        for site in self.continuous:
+            for index in np.ndindex(*site.unconstrained_shape):
+                names.append(site.name + (f"[{', '.join(map(str, index))}]" if index else ""))
+        return tuple(names)
+
+    def unravel(self, position: Any) -> dict[str, Any]:
+        """The flat vector (D,) as unconstrained arrays by site."""
+        return {
+            site.name: position[site.offset : site.offset + site.unconstrained_size].reshape(
+                site.unconstrained_shape
+            )
+            for site in self.continuous
+        }
+
+    def ravel(self, unconstrained: Mapping[str, Any]) -> Any:
+        """Unconstrained arrays by site as the flat vector (D,)."""
+        parts = [jnp.ravel(unconstrained[site.name]) for site in self.continuous]
+        return jnp.concatenate(parts) if parts else jnp.zeros(0, self.precision)
+
+    # -- scores ----------------------------------------------------------------------------
+
+    def _scores(
+        self, data: Sequence[Any], *wrappers: Callable
+    ) -> tuple[dict[str, Any], dict[str, Any]]:
+        """Elementwise log probability of every sample site, and the trace they come from."""
+        trace = self._trace(data, _fixed_key(), *wrappers)
+        scores = {
+            name: _log_prob(message)
+            for name, message in trace.items()
+            if message["type"] == "sample"
+        }
+        return scores, trace
+
+    def _at(self, position: Any) -> Callable:
+        values = self.unravel(position)
+        return functools.partial(
+            handlers.substitute, substitute_fn=functools.partial(_transformed, values)
+        )
+
+    def log_density(self, position: Any, data: Sequence[Any]) -> Any:
+        """Log joint density of the unconstrained vector, Jacobian of the transforms included.
+
+        Args:
+            position: flat unconstrained vector, shape (D,).
+            data: the arrays of `Program.data`, or others of the same shapes.
+
+        Returns:
+            A scalar, equal to minus NumPyro's `potential_energy`.
+        """
+        self._require_continuous()
+        scores, _ = self._scores(data, self._at(position))
+        return sum((jnp.sum(score) for score in scores.values()), start=0.0)
+
+    def log_prior(self, position: Any, data: Sequence[Any]) -> dict[str, Any]:
+        """Elementwise log prior density of every latent site, on the constrained space."""
+        self._require_continuous()
+        scores, _ = self._scores(data, self._at(position))
+        return {s.name: scores[s.name] for s in self.latent}
+
+    def log_likelihood(self, position: Any, data: Sequence[Any]) -> dict[str, Any]:
+        """Pointwise log likelihood by observed site (plate scales and masks applied)."""
+        self._require_continuous()
+        scores, _ = self._scores(data, self._at(position))
+        return {s.name: scores[s.name] for s in self.observed}
+
+    def log_joint(self, values: Mapping[str, Any], data: Sequence[Any]) -> Any:
+        """Log joint density at constrained ``values`` of all latent sites (no Jacobian)."""
+        scores, _ = self._scores(
+            data, functools.partial(handlers.substitute, data=dict(values))
+        )
+        return sum((jnp.sum(score) for score in scores.values()), start=0.0)
+
+    def log_terms(self, values: Mapping[str, Any], data: Sequence[Any]) -> dict[str, Any]:
+        """Elementwise log probability by site at constrained ``values`` of the latent sites."""
+        scores, _ = self._scores(
+            data, functools.partial(handlers.substitute, data=dict(values))
+        )
+        return {name: scores[name] for name, site in self.sites.items() if name in scores}
+
+    def _require_continuous(self, method: str = "a gradient-based method") -> None:
+        if self.discrete:
+            names = [site.name for site in self.discrete]
+            raise MethodError(
+                f"{method} cannot serve this model: sites {names} are discrete and have no "
+                "gradient. Use method='enumeration' if "
+                "all latent sites are discrete and few, or sum them out in the model (for "
+                "mixtures: numpyro.distributions.MixtureSameFamily)."
+            )
+
+    # -- values ----------------------------------------------------------------------------
+
+    def constrain(self, position: Any, data: Sequence[Any]) -> dict[str, Any]:
+        """Latent and deterministic sites at a flat unconstrained vector."""
+        self._require_continuous()
+        trace = self._trace(data, _fixed_key(), self._at(position))
+        return self._values(trace)
+
+    def complete(self, values: Mapping[str, Any], data: Sequence[Any]) -> dict[str, Any]:
+        """Latent and deterministic sites at constrained ``values`` of the latent sites."""
+        wrapper = functools.partial(handlers.substitute, data=dict(values))
+        return self._values(self._trace(data, _fixed_key(), wrapper))
+
+    def unconstrain(self, values: Mapping[str, Any], data: Sequence[Any]) -> Any:
+        """The flat unconstrained vector (D,) of constrained ``values``.
+
+        Raises:
+            SiteError: a continuous latent site has no value.
+        """
+        missing = [site.name for site in self.continuous if site.name not in values]
+        if missing:
+            raise SiteError(f"no value for sites {missing}; they need one each.")
+        fixed = {site.name: values[site.name] for site in self.latent if site.name in values}
+        trace = self._trace(
+            data, _fixed_key(), functools.partial(handlers.substitute, data=fixed)
+        )
+        return self.ravel(
+            {
+                site.name: biject_to(trace[site.name]["fn"].support).inv(values[site.name])
+                for site in self.continuous
+            }
+        )
+
+    def prior(self, key: Any, data: Sequence[Any]) -> dict[str, Any]:
+        """One draw of latent and deterministic sites from the prior."""
+        self.require_proper()
+        return self._values(self._trace(data, key))
+
+    def predict(self, key: Any, values: Mapping[str, Any], data: Sequence[Any]) -> dict[str, Any]:
+        """Draw every observed or new site given the latent ``values`` (site -> array).
+
+        Sites that the model observes are drawn anew from their distribution.
+        """
+        fixed = {name: values[name] for name in values if name in self.sites}
+        trace = self._trace(
+            data,
+            key,
+            handlers.uncondition,
+            functools.partial(handlers.substitute, data=fixed),
+        )
+        return {
+            name: message["value"]
+            for name, message in trace.items()
+            if (message["type"] == "sample" and name not in fixed and not _auxiliary(message))
+            or message["type"] == "deterministic"
+        }
+
+    def _values(self, trace: Mapping[str, Any]) -> dict[str, Any]:
+        return {
+            name: jnp.asarray(trace[name]["value"])
+            for name, site in self.sites.items()
+            if site.kind in ("latent", "deterministic")
+        }
+
+    # -- finite programs -------------------------------------------------------------------
+
+    @property
+    def configurations(self) -> int:
+        """Number of joint values of the discrete latent sites."""
+        return math.prod(s.cardinality ** math.prod(s.shape) for s in self.discrete)
+
+    def _decode(self, index: Any, data: Sequence[Any]) -> dict[str, Any]:
+        """Configuration number ``index`` as values by site (mixed radix, first site fastest)."""
+        trace = self._trace(data, _fixed_key())
+        values = {}
+        for site in self.discrete:
+            levels = trace[site.name]["fn"].enumerate_support(expand=False)
+            levels = jnp.reshape(levels, (site.cardinality, -1))[:, 0]
+            count = math.prod(site.shape)
+            powers = np.asarray(site.cardinality) ** np.arange(count)
+            digits = (index // powers) % site.cardinality
+            values[site.name] = levels[digits].reshape(site.shape)
+            index = index // site.cardinality**count
+        return values
+
+    def log_configuration(self, index: Any, data: Sequence[Any]) -> Any:
+        """Log joint density of configuration number ``index``."""
+        return self.log_joint(self._decode(index, data), data)
+
+    def configuration(self, index: Any, data: Sequence[Any]) -> dict[str, Any]:
+        """Latent and deterministic sites of configuration number ``index``."""
+        return self.complete(self._decode(index, data), data)
+
+    # -- requirements of methods -----------------------------------------------------------
+
+    def require_gradients(self, method: str) -> None:
+        """Refuse programs that a gradient-based method cannot serve."""
+        self._require_continuous(method)
+        if not self.size:
+            raise MethodError(
+                f"{_label(self.model)} has no latent site to infer: every sample site is "
+                "observed. Remove obs= from what you want to learn."
+            )
+
+    def require_proper(self) -> None:
+        """Refuse programs whose prior cannot be drawn from."""
+        flat = [site.name for site in self.latent if not site.proper]
+        if flat:
+            raise MethodError(
+                f"sites {flat} have flat (improper) priors, which cannot be drawn from. Give "
+                "them proper priors to use the prior."
+            )
+
+    # -- identity --------------------------------------------------------------------------
+
+    def traced(self, name: str) -> Traced:
+        """One of this program's functions of (something, data), traced for compiling.
+
+        Args:
+            name: "log_density", "constrain", "prior", "log_configuration" or "configuration".
+        """
+        if name not in self._traced:
+            with self.context():
+                if name == "prior":
+                    example = jax.random.key(0)
+                elif name in ("log_configuration", "configuration"):
+                    example = np.asarray(0)
+                else:
+                    example = np.zeros(self.size, self.precision)
+                self._traced[name] = Traced.of(getattr(self, name), example, self.data)
+        return self._traced[name]
+
+    @functools.cached_property
+    def model_hash(self) -> str:
+        """SHA-256 of what the model computes: its sites and its scores, not its data."""
+        sha = hashlib.sha256()
+        for site in self.sites.values():
+            sha.update(repr((site.name, site.kind, site.shape, str(site.dtype))).encode())
+        with self.context():
+            values = {
+                s.name: jax.ShapeDtypeStruct(s.shape, s.dtype) for s in self.latent
+            }
+            sha.update(Traced.of(self.log_joint, values, self.data).text().encode())
+        return sha.hexdigest()
+
+    @property
+    def data_hash(self) -> str:
+        return self.arguments.digest()
+
+    def __repr__(self) -> str:
+        kinds = {
+            kind: [s.name for s in self.sites.values() if s.kind == kind]
+            for kind in ("latent", "observed", "deterministic", "factor")
+        }
+        parts = ", ".join(f"{kind}={names}" for kind, names in kinds.items() if names)
+        return f"Program({_label(self.model)}, D={self.size}, {parts})"
+
+
+def _fixed_key() -> Any:
+    return jax.random.key(0)
+
+
+def _auxiliary(message: Mapping[str, Any]) -> bool:
+    return bool(message["infer"].get("is_auxiliary"))
+
+
+def _log_prob(message: Mapping[str, Any]) -> Any:
+    fn, value, scale = message["fn"], message["value"], message["scale"]
+    intermediates = message["intermediates"]
+    score = fn.log_prob(value, intermediates) if intermediates else fn.log_prob(value)
+    return score if scale is None else scale * score
+
+
+def _transformed(values: Mapping[str, Any], message: dict) -> Any:
+    """Substitute x = t(u) at a latent site and score the log Jacobian as a factor.
+
+    The factor is made inside the site's own plates and masks, so that it is scaled as the site is.
+    """
+    if message["type"] != "sample" or message["name"] not in values:
+        return None
+    u, support = values[message["name"]], message["fn"].support
+    transform = biject_to(support)
+    index = message["infer"].get("_scan_current_index")
+    if index is not None:  # inside a scan: one step of the series
+        shift = transform.codomain.event_dim - transform.domain.event_dim
+        if jnp.ndim(u) > len(message["fn"].shape()) - shift:
+            u = u[index]
+    if _is_real(support):
+        return u
+    x = transform(u)
+    log_det = transform.log_abs_det_jacobian(u, x)
+    rightmost = jnp.ndim(log_det) - jnp.ndim(x) + len(message["fn"].event_shape)
+    numpyro.factor(f"{message['name']}{_LOG_DET}", sum_rightmost(log_det, rightmost))
+    return x
+
+
+def _is_real(support: Any) -> bool:
+    if isinstance(support, constraints.independent):
+        return _is_real(support.base_constraint)
+    return support is constraints.real
+
+
+class _positive_shapes(handlers.substitute):
+    """Gives improper sites a value in the first, abstract run, where nothing can draw them."""
+
+    def __init__(self, fn: Callable) -> None:
+        super().__init__(fn, substitute_fn=_improper_value)
+
+
+def _improper_value(message: dict) -> Any:
+    if message["type"] != "sample" or message["is_observed"] or message["value"] is not None:
+        return None
+    fn = message["fn"]
+    if not _is_improper(fn.base_dist if isinstance(fn, MaskedDistribution) else fn):
+        return None
+    transform = biject_to(fn.support)
+    return transform(jnp.zeros(transform.inverse_shape(fn.shape())))
+
+
+def _is_improper(fn: Any) -> bool:
+    while hasattr(fn, "base_dist"):
+        fn = fn.base_dist
+    return type(fn).__name__ == "ImproperUniform"
+
+
+def _distribution_name(fn: Any) -> str:
+    while type(fn).__name__ in ("ExpandedDistribution", "Independent", "MaskedDistribution"):
+        fn = fn.base_dist
+    return type(fn).__name__
+
+
+def _cardinality(fn: Any) -> int:
+    """Number of values of one element of a finite discrete distribution, 0 if not finite."""
+    try:
+        return int(fn.enumerate_support(expand=False).shape[0])
+    except (NotImplementedError, AttributeError, TypeError, ValueError):
+        return 0
+
+
+def _check_observed_shape(name: str, fn: Any, shape: tuple[int, ...]) -> None:
+    try:
+        np.broadcast_shapes(shape, tuple(fn.shape()))
+    except ValueError:
+        raise DataError(
+            f"site {name!r} observes data of shape {shape}, but its distribution "
+            f"{_distribution_name(fn)} has shape {tuple(fn.shape())}. Check the plate's size and "
+            "the arguments' lengths."
+        ) from None
+
+
+def _first(flags: np.ndarray) -> tuple[int, ...]:
+    return tuple(int(i) for i in np.argwhere(flags)[0])
+
+
+_SUPPORT_TESTS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
+    "Boolean": lambda x: (x == 0) | (x == 1),
+    "IntegerNonnegative": lambda x: (x >= 0) & (x == np.floor(x)),
+    "IntegerPositive": lambda x: (x >= 1) & (x == np.floor(x)),
+    "Positive": lambda x: x > 0,
+    "Nonnegative": lambda x: x >= 0,
+    "UnitInterval": lambda x: (x >= 0) & (x <= 1),
+}
+
+
+def _check_support(site: Site, array: np.ndarray, argument: str) -> None:
+    """Refuse observed values the site's distribution gives no density to."""
+    bad = ~np.isfinite(array)
+    if bad.any():
+        raise DataError(
+            f"argument {argument!r}, observed at site {site.name!r}, has {int(bad.sum())} "
+            f"non-finite values (first at index {_first(bad)})."
+        )
+    test = _SUPPORT_TESTS.get(site.support.split("(")[0].strip("_"))
+    if test is not None and not (good := test(array)).all():
+        index = _first(~good)
+        raise DataError(
+            f"argument {argument!r}, observed at site {site.name!r}, has the value "
+            f"{array[index]} at index {index}, which is outside the support of "
+            f"{site.distribution} ({site.support})."
+        )
+
+
+def _label(model: Callable) -> str:
+    return f"model {getattr(model, '__name__', type(model).__name__)!r}"
+
+
+_LIBRARIES = ("/site-packages/", "/dist-packages/", "/ppl_toolkit/")
+
+
+def _user_line(error: BaseException) -> str:
+    """The deepest line of the user's own code in a traceback."""
+    frames = traceback.extract_tb(error.__traceback__)
+    own = [f for f in frames if not any(part in f.filename for part in _LIBRARIES)]
+    frame = (own or frames)[-1]
+    return f"{frame.filename}, line {frame.lineno} ({(frame.line or '').strip()})"
+
+
+def _closed_over_arrays(model: Any) -> list[tuple[str, int, tuple[int, ...]]]:
+    """Arrays that a model function reads from its closure or globals: (name, line, shape)."""
+    function = inspect.unwrap(model)
+    while not inspect.isfunction(function):
+        inner = getattr(function, "func", None) or getattr(function, "fn", None)
+        if inner is None:
+            return []
+        function = inspect.unwrap(inner)
+    variables = inspect.getclosurevars(function)
+    outside = {**variables.globals, **variables.nonlocals}
+    arrays = {k: v for k, v in outside.items() if isinstance(v, np.ndarray | jax.Array) and v.ndim}
+    line, lines = function.__code__.co_firstlineno, {}
+    for instruction in dis.get_instructions(function):
+        line = instruction.line_number or line
+        if instruction.argval in arrays and instruction.opname.startswith("LOAD"):
+            lines.setdefault(instruction.argval, line)
+    return [(name, lines.get(name, line), v.shape) for name, v in arrays.items()]

@@ -1,0 +1,513 @@
+"""The one loop that runs every method: units, chunks, threads, devices, progress, checkpoints.
+
+A *unit* is one compiled program over a fixed number of lanes (chains in lock step; one lane on
+CPU). It advances its chains by a number of iterations that is an argument of the program, so that
+the same executable serves every chunk length: draws cannot depend on how a run is cut up. Units
+are spread over threads that call the same executable, or over devices.
+
+Keys: iteration t of chain c uses fold_in(fold_in(seed, c), t), and nothing else.
+"""
+
+from __future__ import annotations
+
+import concurrent.futures
+import functools
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from types import SimpleNamespace
+from typing import Any, NamedTuple, Protocol
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax, random
+
+from ppl_toolkit import executables
+from ppl_toolkit.program import Program, Traced
+
+__all__ = ["Block", "Engine", "MemorySink", "Outcome", "Progress", "Run", "Sink", "Timing"]
+
+_BUFFER_BYTES = 8 * 2**20
+_MOST_ROWS = 256
+_INIT_INDEX = 0xFFFFFFFF
+_CHUNK_SECONDS = 0.5
+
+
+class Block(NamedTuple):
+    """The draws of one chunk: arrays of shape (chain, draw, ...) by name."""
+
+    values: dict[str, np.ndarray]
+    stats: dict[str, np.ndarray]
+
+
+class Sink(Protocol):
+    """Where chunks go: memory, or a store on disk."""
+
+    def append(self, block: Block) -> None:
+        """Take the draws of one chunk."""
+
+    def commit(self, state: Callable[[], Any], iteration: int) -> None:
+        """Make everything appended so far, and the sampler's state, durable."""
+
+
+class Progress(Protocol):
+    """What is told of a run while it goes on."""
+
+    def update(self, iteration: int, stats: Mapping[str, np.ndarray]) -> None:
+        """A chunk ended at ``iteration``; ``stats`` are its statistics (chain, draw)."""
+
+
+class Timing(NamedTuple):
+    """Seconds of wall clock time."""
+
+    compile: float
+    warmup: float
+    sampling: float
+
+
+_structures: dict[Any, tuple[Any, int]] = {}  # shapes of a state, rows of the buffers
+
+
+class Engine:
+    """The compiled functions of a method on a program.
+
+    Args:
+        program: the program; only its shapes and its text matter for what is compiled.
+        method: the method.
+        lanes: chains per unit.
+        devices: where units run.
+    """
+
+    def __init__(self, program: Program, method: Any, lanes: int, devices: Sequence[Any]) -> None:
+        self.program, self.method, self.lanes = program, method, lanes
+        self.devices = tuple(devices)
+        self.traced = {name: program.traced(name) for name in method.needs}
+        self.consts = {name: traced.consts for name, traced in self.traced.items()}
+        self.compile_seconds = 0.0
+        self.sources: list[str] = []
+        with program.context():
+            self.settings = method.settings(program, 0)
+            inputs = (self.consts, program.data, self.settings)
+            seed = jax.ShapeDtypeStruct((2,), np.uint32)
+            chains = jax.ShapeDtypeStruct((lanes,), np.uint32)
+            position = jax.ShapeDtypeStruct((lanes, program.size), program.precision)
+            given = jax.ShapeDtypeStruct((lanes,), np.bool_)
+            self._avals: dict[str, tuple] = {"init": (*inputs, seed, chains, position, given)}
+            texts = tuple(traced.text() for traced in self.traced.values())
+            shapes = str(jax.tree.map(lambda x: (np.shape(x), str(jnp.result_type(x))), inputs))
+            self._key = (
+                type(method), method.statics(), lanes, program.precision, texts, shapes,
+            )  # fmt: skip
+            if self._key not in _structures:
+                state = jax.eval_shape(self._init, *self._avals["init"])
+                _structures[self._key] = state, self._fit_rows(state, inputs)
+            state, self.rows = _structures[self._key]
+            index = jax.ShapeDtypeStruct((), np.int32)
+            self._avals["advance"] = (
+                *inputs, seed, chains, state, index, index, np.bool_(True),
+            )  # fmt: skip
+            self._avals["refresh"] = (*inputs, state)
+        self.state_structure = state
+
+    # -- the functions that are compiled ----------------------------------------------------
+
+    def _target(self, consts: Any, data: Any) -> SimpleNamespace:
+        def bind(traced: Traced, values: Any) -> Callable:
+            return lambda x: traced(values, x, data)
+
+        return SimpleNamespace(
+            **{name: bind(traced, consts[name]) for name, traced in self.traced.items()}
+        )
+
+    def _over_lanes(self, function: Callable, *args: Any) -> Any:
+        """``function`` on every lane; with one lane without any batching."""
+        if self.lanes == 1:
+            one = function(*jax.tree.map(lambda x: x[0], args))
+            return jax.tree.map(lambda x: jnp.asarray(x)[None], one)
+        return jax.vmap(function)(*args)
+
+    def _init(
+        self, consts: Any, data: Any, settings: Any, seed: Any, chains: Any, positions: Any,
+        given: Any,
+    ) -> Any:  # fmt: skip
+        target = self._target(consts, data)
+
+        def one(chain: Any, position: Any, is_given: Any) -> Any:
+            key = random.fold_in(_chain_key(seed, chain), np.uint32(_INIT_INDEX))
+            return self.method.init(key, (position, is_given), target, settings)
+
+        return self._over_lanes(one, chains, positions, given)
+
+    def _refresh(self, consts: Any, data: Any, settings: Any, states: Any) -> Any:
+        target = self._target(consts, data)
+        return self._over_lanes(lambda s: self.method.refresh(s, target, settings), states)
+
+    def _step(
+        self, consts: Any, data: Any, settings: Any, seed: Any, chains: Any, states: Any,
+        index: Any,
+    ) -> tuple[Any, Any, Any]:  # fmt: skip
+        target = self._target(consts, data)
+
+        def one(chain: Any, state: Any) -> Any:
+            key = random.fold_in(_chain_key(seed, chain), index)
+            return self.method.step(key, index, state, target, settings)
+
+        return self._over_lanes(one, chains, states)
+
+    def _advance(
+        self, consts: Any, data: Any, settings: Any, seed: Any, chains: Any, states: Any,
+        index: Any, count: Any, collect: Any,
+    ) -> tuple[Any, Any, Any]:  # fmt: skip
+        """Run ``count`` <= rows iterations from iteration ``index`` on.
+
+        Returns:
+            The states; the values by site and the statistics, both in buffers (lane, row, ...)
+            of which the first ``count`` rows hold.
+        """
+        step = functools.partial(self._step, consts, data, settings, seed, chains)
+        target = self._target(consts, data)
+
+        def value(draw: Any) -> dict[str, Any]:
+            return self._over_lanes(lambda d: self.method.values(d, target), draw)
+
+        def buffers(structure: Any) -> Any:
+            return jax.tree.map(
+                lambda s: jnp.zeros((self.rows, *s.shape), s.dtype), structure
+            )
+
+        def put(buffer: Any, row: Any, new: Any) -> Any:
+            return jax.tree.map(
+                lambda b, x: lax.dynamic_update_index_in_dim(b, x, row, 0), buffer, new
+            )
+
+        def iterate(carry: tuple) -> tuple:
+            row, states, draws, stats = carry
+            states, draw, stat = step(states, index + row)
+            return row + 1, states, put(draws, row, draw), put(stats, row, stat)
+
+        _, draw, stat = jax.eval_shape(step, states, index)
+        zero = jnp.zeros((), jnp.int32)
+        _, states, draws, stats = lax.while_loop(
+            lambda c: c[0] < count, iterate, (zero, states, buffers(draw), buffers(stat))
+        )
+
+        def evaluate(carry: tuple) -> tuple:
+            row, values = carry
+            draw = jax.tree.map(lambda b: lax.dynamic_index_in_dim(b, row, 0, False), draws)
+            return row + 1, put(values, row, value(draw))
+
+        _, values = lax.while_loop(
+            lambda c: (c[0] < count) & collect,
+            evaluate,
+            (zero, buffers(jax.eval_shape(value, draw))),
+        )
+        rows_second = functools.partial(jax.tree.map, lambda x: jnp.moveaxis(x, 0, 1))
+        return states, rows_second(values), rows_second(stats)
+
+    def _fit_rows(self, state: Any, inputs: tuple) -> int:
+        """Rows of the draw buffers: as many as fit 8 MiB, at most 256."""
+        seed = jax.ShapeDtypeStruct((2,), np.uint32)
+        chains = jax.ShapeDtypeStruct((self.lanes,), np.uint32)
+        index = jax.ShapeDtypeStruct((), np.int32)
+
+        def shapes(consts: Any, data: Any, settings: Any, *rest: Any) -> Any:
+            target = self._target(consts, data)
+            _, draw, stat = self._step(consts, data, settings, *rest)
+            values = self._over_lanes(lambda d: self.method.values(d, target), draw)
+            return draw, stat, values
+
+        out = jax.eval_shape(shapes, *inputs, seed, chains, state, index)
+        row_bytes = sum(
+            int(np.prod(leaf.shape)) * 8 for leaf in jax.tree.leaves(out)
+        )
+        return int(np.clip(_BUFFER_BYTES // max(row_bytes, 1), 1, _MOST_ROWS))
+
+    # -- executables ------------------------------------------------------------------------
+
+    def function(self, name: str, device: Any) -> Callable:
+        """The executable of `_init`, `_advance` or `_refresh` on ``device``."""
+
+        def build() -> jax.stages.Lowered:
+            sharding = jax.sharding.SingleDeviceSharding(device)
+            avals = jax.tree.map(
+                lambda x: jax.ShapeDtypeStruct(
+                    np.shape(x), jnp.result_type(x), sharding=sharding
+                ),
+                self._avals[name],
+            )
+            return jax.jit(getattr(self, f"_{name}"), keep_unused=True).lower(*avals)
+
+        begin = time.perf_counter()
+        executable, made = executables.compiled((name, device, *self._key), build, device)
+        if made:
+            self.compile_seconds += time.perf_counter() - begin
+            self.sources.append(executable.source)
+        return executable.call
+
+    def compile(self, *names: str) -> None:
+        """Make the executables now (XLA compiles one per thread)."""
+
+        def make(name: str) -> None:
+            with self.program.context():
+                for device in self.devices:
+                    self.function(name, device)
+
+        with concurrent.futures.ThreadPoolExecutor(len(names)) as pool:
+            list(pool.map(make, names))
+
+
+def _chain_key(seed: Any, chain: Any) -> Any:
+    return random.fold_in(random.wrap_key_data(seed), chain)
+
+
+class _Unit:
+    """Some chains that run in lock step on one device: their inputs and their state."""
+
+    def __init__(
+        self, engine: Engine, chains: Sequence[int], seed: int, settings: Any, device: Any
+    ) -> None:
+        self.engine, self.chains, self.device = engine, tuple(chains), device
+        padded = [*chains, *[chains[-1]] * (engine.lanes - len(chains))]
+        self.inputs = jax.device_put(
+            (
+                engine.consts,
+                engine.program.data,
+                settings,
+                np.array([seed >> 32, seed & 0xFFFFFFFF], np.uint32),
+                np.array(padded, np.uint32),
+            ),
+            device,
+        )
+        self.state: Any = None
+
+    def _padded(self, x: np.ndarray) -> np.ndarray:
+        """One row per lane from one row per chain of the whole run."""
+        rows = np.asarray(x)[list(self.chains)]
+        return np.concatenate([rows, np.repeat(rows[-1:], self.engine.lanes - len(rows), 0)])
+
+    def init(self, positions: np.ndarray, given: np.ndarray) -> None:
+        call = self.engine.function("init", self.device)
+        self.state = call(*self.inputs, self._padded(positions), self._padded(given))
+
+    def restore(self, states: Any) -> None:
+        self.state = jax.device_put(jax.tree.map(self._padded, states), self.device)
+
+    def refresh(self) -> None:
+        call = self.engine.function("refresh", self.device)
+        self.state = call(*self.inputs[:3], self.state)
+
+    def host_state(self) -> Any:
+        return jax.tree.map(lambda x: np.array(np.asarray(x)[: len(self.chains)]), self.state)
+
+    def advance(self, index: int, count: int, collect: bool) -> list[Block]:
+        """Run ``count`` iterations; blocks of at most ``rows`` draws, padding lanes dropped."""
+        call = self.engine.function("advance", self.device)
+        blocks, lanes = [], len(self.chains)
+        while count:
+            rows = min(count, self.engine.rows)
+            self.state, values, stats = call(
+                *self.inputs, self.state, np.int32(index), np.int32(rows), np.bool_(collect)
+            )
+
+            def take(x: Any, rows: int = rows) -> np.ndarray:
+                return np.array(np.asarray(x)[:lanes, :rows])
+
+            blocks.append(
+                Block(
+                    {k: take(v) for k, v in values.items()} if collect else {},
+                    {k: take(v) for k, v in stats.items()},
+                )
+            )
+            index, count = index + rows, count - rows
+        return blocks
+
+
+def _joined(blocks: Sequence[Block], axis: int) -> Block:
+    if len(blocks) == 1:
+        return blocks[0]
+    return Block(
+        *(
+            {k: np.concatenate([part[k] for part in parts], axis) for k in parts[0]}
+            for parts in ([b.values for b in blocks], [b.stats for b in blocks])
+        )
+    )
+
+
+class Outcome(NamedTuple):
+    """How a run ended.
+
+    Attributes:
+        iteration: the next iteration; warm-up included.
+        state: the states of all chains, NumPy arrays with a leading chain axis.
+        interrupted: whether it was stopped by Ctrl-C.
+        error: the exception that ended it early, if any.
+        timing: seconds of warm-up and of sampling.
+        warmup_steps: gradient evaluations (or the like) in warm-up, over all chains.
+    """
+
+    iteration: int
+    state: Any
+    interrupted: bool
+    error: BaseException | None
+    timing: Timing
+    warmup_steps: int
+
+
+class Run:
+    """One run of a method: its units on their devices and threads.
+
+    Args:
+        engine: compiled functions.
+        chains: number of chains.
+        seed: an integer in [0, 2^64).
+        settings: the method's settings for this run.
+        threads: how many units run at a time.
+    """
+
+    def __init__(
+        self, engine: Engine, chains: int, seed: int, settings: Any, threads: int | None = None
+    ) -> None:
+        self.engine, self.chains = engine, chains
+        groups = [
+            range(first, min(first + engine.lanes, chains))
+            for first in range(0, chains, engine.lanes)
+        ]
+        devices = engine.devices
+        with engine.program.context():
+            self.units = [
+                _Unit(engine, group, seed, settings, devices[i % len(devices)])
+                for i, group in enumerate(groups)
+            ]
+        on_cpu = devices[0].platform == "cpu"
+        default = (os.process_cpu_count() or 1) if on_cpu else len(devices)
+        self.threads = max(1, min(threads or default, len(self.units)))
+
+    def _each(self, pool: concurrent.futures.Executor, work: Callable[[_Unit], Any]) -> list[Any]:
+        """``work`` on every unit, in threads that enter the precision context."""
+
+        def task(unit: _Unit) -> Any:
+            with self.engine.program.context():
+                return work(unit)
+
+        return [future.result() for future in [pool.submit(task, unit) for unit in self.units]]
+
+    def start(self, positions: np.ndarray, given: np.ndarray) -> None:
+        """Find the first states.
+
+        Args:
+            positions: (chain, D) starting points; zeros where none is given.
+            given: (chain,) whether a chain's position is given.
+        """
+        with concurrent.futures.ThreadPoolExecutor(self.threads) as pool:
+            self._each(pool, lambda unit: unit.init(positions, given))
+
+    def restore(self, states: Any, fresh_data: bool) -> None:
+        """Go on from the states of an earlier run; ``fresh_data`` renews their caches."""
+        with self.engine.program.context():
+            for unit in self.units:
+                unit.restore(states)
+                if fresh_data:
+                    unit.refresh()
+
+    def state(self) -> Any:
+        parts = [unit.host_state() for unit in self.units]
+        return jax.tree.map(lambda *xs: np.concatenate(xs), *parts)
+
+    def chunks(
+        self,
+        sink: Sink,
+        progress: Progress,
+        *,
+        start: int,
+        warmup: int,
+        total: int,
+        chunk: int | None = None,
+    ) -> Outcome:
+        """Run iterations ``start`` to ``total``, the first ``warmup`` of them being warm-up.
+
+        Between chunks (about half a second each, unless ``chunk`` fixes their length) draws go
+        to ``sink``, the state is committed and ``progress`` told. Ctrl-C ends the run after the
+        current chunk; an exception ends it at once; both leave what was drawn before.
+        """
+        iteration, length = start, chunk or 16
+        seconds = {"warmup": 0.0, "sampling": 0.0}
+        steps, error = 0, None
+        with concurrent.futures.ThreadPoolExecutor(self.threads) as pool, _Interrupts() as stop:
+            while iteration < total and not stop.requested:
+                collect = iteration >= warmup
+                count = min(length, (total if collect else warmup) - iteration)
+                begin = time.perf_counter()
+                try:
+                    parts = self._each(pool, _advance_work(iteration, count, collect))
+                except Exception as problem:  # reported with what was drawn before
+                    error = problem
+                    break
+                block = _joined([_joined(blocks, 1) for blocks in parts], 0)
+                iteration += count
+                elapsed = time.perf_counter() - begin
+                seconds["sampling" if collect else "warmup"] += elapsed
+                if collect:
+                    sink.append(block)
+                else:
+                    steps += int(np.sum(block.stats.get("n_steps", 0)))
+                sink.commit(self.state, iteration)
+                progress.update(iteration, block.stats)
+                if chunk is None:
+                    ideal = int(count * _CHUNK_SECONDS / max(elapsed, 1e-6))
+                    length = int(np.clip(ideal, max(length // 4, 1), 4 * length))
+        return Outcome(
+            iteration,
+            self.state(),
+            stop.requested,
+            error,
+            Timing(self.engine.compile_seconds, seconds["warmup"], seconds["sampling"]),
+            steps,
+        )
+
+
+def _advance_work(index: int, count: int, collect: bool) -> Callable[[_Unit], list[Block]]:
+    return lambda unit: unit.advance(index, count, collect)
+
+
+class _Interrupts:
+    """Turns the first Ctrl-C of a run into a request to stop; the second one interrupts.
+
+    Signals reach the main thread only; elsewhere this does nothing.
+    """
+
+    requested = False
+
+    def __enter__(self) -> _Interrupts:
+        self._previous: Any = None
+        if threading.current_thread() is threading.main_thread():
+            self._previous = signal.signal(signal.SIGINT, self._request)
+        return self
+
+    def _request(self, *_: Any) -> None:
+        if self.requested:
+            raise KeyboardInterrupt
+        self.requested = True
+
+    def __exit__(self, *_: Any) -> None:
+        if self._previous is not None:
+            signal.signal(signal.SIGINT, self._previous)
+
+
+class MemorySink:
+    """Keeps the blocks of a run in memory."""
+
+    def __init__(self) -> None:
+        self.blocks: list[Block] = []
+
+    def append(self, block: Block) -> None:
+        self.blocks.append(block)
+
+    def commit(self, state: Callable[[], Any], iteration: int) -> None:
+        pass
+
+    def block(self) -> Block | None:
+        """All draws so far, (chain, draw, ...)."""
+        return _joined(self.blocks, 1) if self.blocks else None
