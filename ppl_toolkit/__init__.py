@@ -13,8 +13,8 @@ except PackageNotFoundError:  # running from a source tree that is not installed
     __version__ = "0.0.0"
 
 _HOME = {
-    "infer": "infer",
-    "extend": "infer",
+    "infer": "front_door",
+    "extend": "front_door",
     "Program": "program",
     "predict": "results",
     "log_likelihood": "results",
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from ppl_toolkit import convergence, diagnostics, errors, inference
     from ppl_toolkit.diagnostics.findings import findings
     from ppl_toolkit.diagnostics.report import report
-    from ppl_toolkit.infer import extend, infer
+    from ppl_toolkit.front_door import extend, infer
     from ppl_toolkit.inference.enumeration import Enumeration
     from ppl_toolkit.inference.hmc import HMC, NUTS
     from ppl_toolkit.inference.prior import Prior

@@ -151,7 +151,7 @@ class Program:
         self.baked = False
         self._traced: dict[str, Traced] = {}
         self._subsamples: tuple[str, ...] = ()
-        self._user_dims = {k: list(v) for k, v in (dims or {}).items()}
+        self.user_dims = {k: list(v) for k, v in (dims or {}).items()}
         for name in self.arguments.opaque:
             self._warn_baked(f"argument {name!r} is a data frame or labelled array")
         with self.context():
@@ -161,7 +161,7 @@ class Program:
                 self.baked = True
                 self._warn_baked(f"the model needs concrete values at {_user_line(error)}")
                 self.sites = self._discover()
-        unknown = set(self._user_dims) - set(self.sites)
+        unknown = set(self.user_dims) - set(self.sites)
         if unknown:
             raise SiteError(
                 f"dims= names unknown sites {sorted(unknown)}; the model has {list(self.sites)}."
@@ -309,7 +309,7 @@ class Program:
             axis = len(shape) - event_dim + frame.dim
             if 0 <= axis < len(shape) and shape[axis] == frame.size:
                 dims[axis] = frame.name if frame.name != name else f"{name}_dim"
-        named = list(self._user_dims.get(name, event_dims))
+        named = list(self.user_dims.get(name, event_dims))
         if len(named) > len(shape):
             raise SiteError(
                 f"dims= gives {len(named)} names {named} for site {name!r} of shape {shape}."

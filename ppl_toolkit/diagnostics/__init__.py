@@ -1,0 +1,18 @@
+"""Findings and reports: they read results, and no sampler imports them."""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+_HOME = {"Finding": "findings", "diagnose": "findings", "html": "report"}
+
+__all__ = ["Finding", "diagnose", "html"]
+
+if TYPE_CHECKING:
+    from ppl_toolkit.diagnostics.findings import Finding, diagnose
+    from ppl_toolkit.diagnostics.report import html
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOME:
+        return getattr(import_module(f"{__name__}.{_HOME[name]}"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

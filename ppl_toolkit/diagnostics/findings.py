@@ -1,0 +1,250 @@
+"""What is wrong with a run, as data and as text, each finding with its remedy.
+
+Thresholds: R-hat 1.01 and 100 effective draws per chain (Vehtari et al. 2021), E-BFMI 0.3
+(Betancourt 2016), any divergence after warm-up (Betancourt 2017).
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+
+from ppl_toolkit import convergence
+
+if TYPE_CHECKING:
+    import xarray
+
+__all__ = ["Finding", "as_text", "diagnose", "findings"]
+
+_R_HAT = 1.01
+_STUCK_R_HAT = 1.5
+_ESS_PER_CHAIN = 100
+_BFMI = 0.3
+_MOST_SITES = 5
+
+
+class Finding(NamedTuple):
+    """One thing to look at.
+
+    Attributes:
+        kind: "divergences", "tree_depth", "bfmi", "r_hat", "ess", "stuck", "precision" or
+            "subsample".
+        severity: "error" (do not use the draws) or "warning" (look before you use them).
+        sites: the scalars or sites concerned, the worst first.
+        number: the figure that gave the alarm.
+        message: what was seen.
+        remedy: what to do about it.
+    """
+
+    kind: str
+    severity: str
+    sites: tuple[str, ...]
+    number: float
+    message: str
+    remedy: str
+
+
+def findings(tree: xarray.DataTree) -> list[Finding]:
+    """The findings of a result; those stored with the run where there are any.
+
+    Args:
+        tree: a result of `infer`.
+
+    Returns:
+        Findings, errors first; an empty list if nothing looks wrong.
+    """
+    stored = tree.attrs.get("findings")
+    if stored is None:
+        return diagnose(tree)
+    return [Finding(**{**f, "sites": tuple(f["sites"])}) for f in json.loads(stored)]
+
+
+def diagnose(tree: xarray.DataTree) -> list[Finding]:
+    """Compute the findings of a result from its draws and sampler statistics."""
+    found = [
+        *_sampler_findings(tree),
+        *_convergence_findings(tree),
+        *_setup_findings(tree),
+    ]
+    return sorted(found, key=lambda finding: finding.severity != "error")
+
+
+def as_text(found: Sequence[Finding]) -> str:
+    """The findings as lines to read."""
+    return "\n".join(f"- {f.message} {f.remedy}" for f in found)
+
+
+def as_json(found: Sequence[Finding]) -> str:
+    """The findings as a JSON list, for attributes of files."""
+    return json.dumps([f._asdict() for f in found])
+
+
+def _sampler_findings(tree: xarray.DataTree) -> list[Finding]:
+    if "sample_stats" not in tree.children:
+        return []
+    stats = tree["sample_stats"].dataset
+    found = []
+    if "diverging" in stats and (count := int(stats["diverging"].sum())):
+        total = stats["diverging"].size
+        per_chain = np.asarray(stats["diverging"].sum("draw")).astype(int).tolist()
+        found.append(
+            Finding(
+                "divergences",
+                "error",
+                (),
+                count,
+                f"{count} of {total} draws diverged (by chain: {per_chain}): the sampler cannot "
+                "follow the posterior's curvature there, and estimates may be biased.",
+                "Reparametrise hierarchical scales (non-centred: numpyro.infer.reparam."
+                "LocScaleReparam(0)), or take smaller steps: NUTS(target_acceptance=0.95).",
+            )
+        )
+    if "reached_max_treedepth" in stats:
+        share = float(stats["reached_max_treedepth"].mean())
+        if share > 0.01:
+            found.append(
+                Finding(
+                    "tree_depth",
+                    "warning",
+                    (),
+                    share,
+                    f"{share:.0%} of the trajectories ended at the largest tree depth: "
+                    "exploration is slow.",
+                    "Rescale or decorrelate parameters (standardise predictors; "
+                    "NUTS(metric='dense')), or raise max_depth.",
+                )
+            )
+    if "energy" in stats and stats.sizes["draw"] >= 100:
+        energy = np.asarray(stats["energy"].transpose("chain", "draw"), dtype=float)
+        bfmi = convergence.bfmi(energy)
+        low = [int(c) for c in np.flatnonzero(bfmi < _BFMI)]
+        if low:
+            found.append(
+                Finding(
+                    "bfmi",
+                    "warning",
+                    (),
+                    float(np.min(bfmi)),
+                    f"E-BFMI is {np.min(bfmi):.2f} (below {_BFMI}) in chains {low}: momentum "
+                    "resampling explores the energy slowly, often a sign of heavy tails or a "
+                    "funnel.",
+                    "Reparametrise, or give scale parameters lighter-tailed priors.",
+                )
+            )
+    return found
+
+
+def _convergence_findings(tree: xarray.DataTree) -> list[Finding]:
+    if "posterior" not in tree.children:
+        return []
+    draws = tree["posterior"].dataset
+    chains, count = draws.sizes.get("chain", 0), draws.sizes.get("draw", 0)
+    if count < 4 or not draws.data_vars:
+        return []
+    names: list[str] = []
+    r_hats, ess = [], []
+    stuck: set[int] = set()
+    from ppl_toolkit.results import scalar_labels
+
+    for name in draws.data_vars:
+        array = draws[name].transpose("chain", "draw", ...)
+        values = np.asarray(array, dtype=float).reshape(chains, count, -1)
+        if not values.size:
+            continue
+        numbers = convergence.convergence(values)
+        names += scalar_labels(array)
+        r_hats.append(numbers["r_hat"])
+        ess.append(np.minimum(numbers["ess_bulk"], numbers["ess_tail"]))
+        moved = np.ptp(values, axis=1).max(axis=-1) > 0
+        varies = np.ptp(values) > 0
+        if varies:
+            stuck |= {int(c) for c in np.flatnonzero(~moved)}
+    r_hat, effective = np.concatenate(r_hats), np.concatenate(ess)
+    found = []
+    if stuck or np.nanmax(r_hat, initial=1.0) > _STUCK_R_HAT:
+        worst = _worst(names, -r_hat, r_hat > _STUCK_R_HAT)
+        which = f"chains {sorted(stuck)} did not move" if stuck else "chains disagree grossly"
+        number = float(np.nanmax(r_hat, initial=1.0))
+        found.append(
+            Finding(
+                "stuck",
+                "error",
+                worst,
+                number,
+                f"{which} (R-hat up to {number:.2f}{_naming(worst)}): they sit in different "
+                "places.",
+                "Look for several modes or label switching; start elsewhere "
+                "(init='prior' or init={...}), or warm up for longer.",
+            )
+        )
+    elif np.nanmax(r_hat, initial=1.0) > _R_HAT:
+        worst = _worst(names, -r_hat, r_hat > _R_HAT)
+        number = float(np.nanmax(r_hat))
+        found.append(
+            Finding(
+                "r_hat",
+                "warning",
+                worst,
+                number,
+                f"R-hat is {number:.3f} (above {_R_HAT}){_naming(worst)}: the chains have not "
+                "mixed.",
+                "Draw more (ppl.extend), warm up for longer, or reparametrise.",
+            )
+        )
+    need = _ESS_PER_CHAIN * chains
+    if count * chains >= 2 * need and np.nanmin(effective, initial=np.inf) < need:
+        worst = _worst(names, effective, effective < need)
+        number = float(np.nanmin(effective))
+        found.append(
+            Finding(
+                "ess",
+                "warning",
+                worst,
+                number,
+                f"the effective sample size is {number:.0f} (below {need}){_naming(worst)}: "
+                "estimates are noisy.",
+                "Draw more (ppl.extend), or reparametrise to mix faster.",
+            )
+        )
+    return found
+
+
+def _setup_findings(tree: xarray.DataTree) -> list[Finding]:
+    found = []
+    if narrowed := tree.attrs.get("float32_data"):
+        found.append(
+            Finding(
+                "precision",
+                "warning",
+                tuple(str(narrowed).split(", ")),
+                32.0,
+                f"data {narrowed} came as float32 into a float64 run: seven digits were lost "
+                "before.",
+                "Pass float64 arrays, or ask for precision='float32'.",
+            )
+        )
+    if plates := tree.attrs.get("subsampled_plates"):
+        found.append(
+            Finding(
+                "subsample",
+                "warning",
+                tuple(str(plates).split(", ")),
+                1.0,
+                f"plates {plates} see one random subsample, fixed for the whole run: this is "
+                "the posterior of the reweighted subsample.",
+                "Use all data (no subsample_size) for exact inference.",
+            )
+        )
+    return found
+
+
+def _worst(names: list[str], order: np.ndarray, flags: np.ndarray) -> tuple[str, ...]:
+    ranked = [int(i) for i in np.argsort(order) if flags[i]]
+    return tuple(names[i] for i in ranked[:_MOST_SITES])
+
+
+def _naming(sites: tuple[str, ...]) -> str:
+    return f" for {', '.join(sites)}" if sites else ""
