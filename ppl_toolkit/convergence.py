@@ -35,11 +35,13 @@ __all__ = ["bfmi", "convergence", "ess", "mcse", "psis", "rhat", "rhat_nested"]
 
 _Array = NDArray[np.float64]
 _Index = NDArray[np.intp]
+_Mask = NDArray[np.bool_]
+_RHat = Callable[[_Array, _Array, int], _Array]  # of means, variances and length of chains
 
 _TAIL = (0.05, 0.95)
 _MIN_DRAWS = 4
 _MAX_SCALARS = 256
-_MAX_ELEMENTS = 1 << 16  # of one work array: 512 KiB, so that a block stays in the cache
+_MAX_ELEMENTS = 1 << 17  # of one work array (1 MiB): few calls, yet mostly within the cache
 _CONSTANT = 1e-15  # a sequence with a smaller range counts as constant
 
 
@@ -121,9 +123,7 @@ def rhat_nested(x: ArrayLike, superchains: ArrayLike) -> Any:
     )
 
 
-def ess(
-    x: ArrayLike, method: str = "bulk", prob: float | Sequence[float] | None = None
-) -> Any:
+def ess(x: ArrayLike, method: str = "bulk", prob: float | Sequence[float] | None = None) -> Any:
     """Effective sample size.
 
     Args:
@@ -158,7 +158,7 @@ def ess(
         def kernel(block: _Array) -> _Array:
             split = _Split.of(block)
             scores = _in_place(_normal_scores(split.ordered), split.order)
-            return split.unless_nan(_autocorrelated(split.shaped(scores), split.span).ess)
+            return split.unless_nan(_autocorrelated(split.shaped(scores), split.constant).ess)
 
     elif method == "tail":
         low, high = _pair(prob)
@@ -184,9 +184,7 @@ def ess(
             return _plain_ess(_moments(block).squares)
 
     else:
-        raise OptionError(
-            f"ess has no method {method!r}; choose bulk, tail, mean, sd or quantile."
-        )
+        raise OptionError(f"ess has no method {method!r}; choose bulk, tail, mean, sd or quantile.")
     return _per_scalar(draws, kernel)
 
 
@@ -271,10 +269,10 @@ def convergence(x: ArrayLike, tail_prob: float | Sequence[float] = _TAIL) -> dic
             return (moments.mean, sd, *(_undefined(block) for _ in names[2:]))
         split = _Split.of(block)
         scores = split.shaped(_in_place(_normal_scores(split.ordered), split.order))
-        bulk = _autocorrelated(scores, split.span)
-        mean = _autocorrelated(split.halves, split.span)
+        bulk = _autocorrelated(scores, split.constant)
+        mean = _autocorrelated(split.halves, split.narrow)
         squares = _halves(moments.squares)
-        square = _autocorrelated(squares, _span(squares))
+        square = _autocorrelated(squares, _narrow(squares))
         if len(block[0]) < 2:
             r_hat = _undefined(block)
         else:
@@ -391,12 +389,24 @@ def _over_blocks(
 ) -> list[Any]:
     shape = draws.shape[2:]
     out = np.full((outputs, int(np.prod(shape))), np.nan)
+    _keep_freed_memory()
     if draws.shape[0] and draws.shape[1]:
         with np.errstate(all="ignore"):  # NaN is an answer here
             for some, block in _blocks(draws):
                 for row, values in zip(out, kernel(block), strict=True):
                     row[some] = values
     return [row.reshape(shape)[()] for row in out]
+
+
+@functools.cache
+def _keep_freed_memory() -> None:
+    """Makes work arrays cheap.
+
+    The allocator of Linux (glibc) hands large freed blocks back to the system, so that each work
+    array of each block of scalars would be paged in afresh, at half the total cost; it does so
+    for sizes above the largest block ever freed (up to 32 MiB). This one is never touched.
+    """
+    np.empty(31 << 20, dtype=np.uint8)
 
 
 def _per_scalar(draws: NDArray[Any], kernel: Callable[[_Array], _Array]) -> Any:
@@ -452,16 +462,19 @@ def _variance(values: _Array) -> _Array:
     count = values.shape[-1]
     if count < 2:
         return np.full(values.shape[:-1], np.nan)
-    return _sum_of_squares(values - values.mean(axis=-1, keepdims=True)) / (count - 1)
+    variance: _Array = _sum_of_squares(values - values.mean(axis=-1, keepdims=True)) / (count - 1)
+    return variance
 
 
 def _sum_of_squares(values: _Array) -> _Array:
-    return np.einsum("...i,...i->...", values, values)
+    total: _Array = np.einsum("...i,...i->...", values, values)
+    return total
 
 
 def _mcse_mean(moments: _Moments, effective: _Array) -> _Array:
     size = moments.squares[0].size
-    return np.sqrt(moments.variance * (size / (size - 1)) / effective)
+    error: _Array = np.sqrt(moments.variance * (size / (size - 1)) / effective)
+    return error
 
 
 def _mcse_sd(moments: _Moments, effective: _Array) -> _Array:
@@ -500,7 +513,7 @@ class _Split(NamedTuple):
 
     Attributes:
         halves: shape (scalar, M, N).
-        order: the positions of the draws in ascending order, shape (scalar, S).
+        order: positions of the draws in ascending order (in the flattened block), (scalar, S).
         ordered: the draws in that order; NaN comes last.
         everything: all draws in ascending order, middle ones included, shape (scalar, C n).
     """
@@ -520,8 +533,13 @@ class _Split(NamedTuple):
         return cls(halves, order, ordered, everything)
 
     @property
-    def span(self) -> _Array:
-        return self.ordered[:, -1] - self.ordered[:, 0]
+    def constant(self) -> _Mask:
+        return np.equal(self.ordered[:, -1], self.ordered[:, 0])
+
+    @property
+    def narrow(self) -> _Mask:
+        """Whether the draws themselves count as constant (their ranks may not)."""
+        return self.ordered[:, -1] - self.ordered[:, 0] < _CONSTANT
 
     def shaped(self, values: _Array) -> _Array:
         return values.reshape(self.halves.shape)
@@ -532,42 +550,41 @@ class _Split(NamedTuple):
     def quantile_ess(self, prob: float) -> _Array:
         cut = _quantile(self.everything, prob)
         below = (self.halves <= cut[:, None, None]).astype(np.float64)
-        both = (self.ordered[:, 0] <= cut) & (self.ordered[:, -1] > cut)
-        return self.unless_nan(_autocorrelated(below, both.astype(np.float64)).ess)
+        constant = ~((self.ordered[:, 0] <= cut) & (self.ordered[:, -1] > cut))
+        return self.unless_nan(_autocorrelated(below, constant).ess)
 
 
 def _argsort(rows: _Array) -> tuple[_Index, _Array]:
-    """Argsort of every row: (positions in ascending order, the values in that order)."""
+    """Sorts every row: (positions in ascending order, the values in that order).
+
+    The positions are those in the flattened array.
+    """
     low = rows.min(axis=1, keepdims=True)
     scale = np.float64(2**32 - 1) / (rows.max(axis=1, keepdims=True) - low)
     # Two passes of radix sort on a 32-bit grid are faster than one sort by comparison ...
     grid = ((rows - low) * scale).astype(np.uint32)
-    order = np.argsort(grid.astype(np.uint16), axis=1, kind="stable")
-    upper = _pick((grid >> 16).astype(np.uint16), order)
-    order = _pick(order, np.argsort(upper, axis=1, kind="stable"))
-    ordered = _pick(rows, order)
-    # ... and wrong only where two draws share a cell, or where there is no such grid.
-    wrong = ~(ordered[:, 1:] >= ordered[:, :-1]).all(axis=1)
-    if wrong.any():
-        order[wrong] = np.argsort(rows[wrong], axis=1)
-        ordered[wrong] = np.take_along_axis(rows[wrong], order[wrong], axis=1)
+    order = _stable_argsort(grid.astype(np.uint16))
+    upper = (grid >> 16).astype(np.uint16).ravel().take(order)
+    order = order.ravel().take(_stable_argsort(upper))
+    ordered = rows.ravel().take(order)
+    # ... and wrong only where unequal draws share a cell, or where there is no such grid.
+    wrong = np.flatnonzero(~(ordered[:, 1:] >= ordered[:, :-1]).all(axis=1))
+    if wrong.size:
+        order[wrong] = np.argsort(rows[wrong], axis=1) + wrong[:, None] * rows.shape[1]
+        ordered[wrong] = rows.ravel().take(order[wrong])
     return order, ordered
 
 
-def _flat(order: _Index) -> _Index:
-    """Positions within the flattened array, from positions within each row."""
-    rows, size = order.shape
-    return order + np.arange(0, rows * size, size)[:, None]
-
-
-def _pick(rows: NDArray[Any], order: _Index) -> NDArray[Any]:
-    return np.take(rows.ravel(), _flat(order))
+def _stable_argsort(rows: NDArray[Any]) -> _Index:
+    order = np.argsort(rows, axis=1, kind="stable")
+    order += np.arange(0, rows.size, rows.shape[1])[:, None]
+    return order
 
 
 def _in_place(values: _Array, order: _Index) -> _Array:
-    """The inverse of `_pick`: takes values in ascending order back to where the draws were."""
+    """Takes values in ascending order back to where the draws were."""
     out = np.empty(values.size)
-    out[_flat(order).ravel()] = values.ravel()
+    out[order.ravel()] = values.ravel()
     return out.reshape(values.shape)
 
 
@@ -578,25 +595,26 @@ def _score_table(size: int) -> _Array:
     Blom's offset: the score of rank r is the normal quantile at (r - 3/8) / (size + 1/4).
     """
     ranks = np.arange(2, 2 * size + 1) / 2
-    table = ndtri((ranks - 0.375) / (size + 0.25))
+    table: _Array = ndtri((ranks - 0.375) / (size + 0.25))
     table.flags.writeable = False
     return table
 
 
 def _normal_scores(ordered: _Array) -> _Array:
     """Normal scores of rows in ascending order; equal values share their average rank."""
-    rows, size = ordered.shape
+    size = ordered.shape[1]
     table = _score_table(size)
     scores = np.empty(ordered.shape)
     scores[:] = table[::2]
-    row, at = np.nonzero(ordered[:, 1:] == ordered[:, :-1])
-    if row.size:
-        # A tie of r values shows as r - 1 consecutive positions `at` in one row.
-        position = row * size + at
-        begins = np.concatenate([[True], np.diff(position) != 1])
-        first = np.flatnonzero(begins)
-        last = np.concatenate([first[1:], [at.size]]) - 1
-        tied = np.repeat(table[at[first] + at[last] + 1], last - first + 1)
+    # A tie of r values shows as r - 1 consecutive positions, none of them the last of a row.
+    equal = np.zeros(ordered.shape, dtype=bool)
+    np.equal(ordered[:, 1:], ordered[:, :-1], out=equal[:, :-1])
+    position = np.flatnonzero(equal)
+    if position.size:
+        first = np.flatnonzero(np.diff(position, prepend=-2) != 1)
+        last = np.append(first[1:], position.size) - 1
+        rank = (position[first] + position[last] + 1) - 2 * (position[first] // size) * size
+        tied = np.repeat(table[rank], last - first + 1)
         flat = scores.ravel()
         flat[position] = tied
         flat[position + 1] = tied
@@ -610,7 +628,8 @@ def _quantile(ordered: _Array, prob: float) -> _Array:
     weight = where - below
     a, b = ordered[:, below], ordered[:, min(below + 1, ordered.shape[1] - 1)]
     # Interpolating from the nearer end makes the result exact at both.
-    return b - (b - a) * (1 - weight) if weight >= 0.5 else a + (b - a) * weight
+    value: _Array = b - (b - a) * (1 - weight) if weight >= 0.5 else a + (b - a) * weight
+    return value
 
 
 # --- R-hat -------------------------------------------------------------------------------------
@@ -619,9 +638,6 @@ def _quantile(ordered: _Array, prob: float) -> _Array:
 def _split_rhat(means: _Array, variances: _Array, length: int) -> _Array:
     """R-hat from the means and variances of chains of that length, shapes (scalar, M)."""
     return np.sqrt((length - 1) / length + _variance(means) / variances.mean(axis=-1))
-
-
-_RHat = Callable[[_Array, _Array, int], _Array]
 
 
 def _ranked_rhat(split: _Split, formula: _RHat) -> _Array:
@@ -645,9 +661,9 @@ def _folded_rhat(split: _Split, formula: _RHat) -> _Array:
     np.subtract(median, ordered[:, half - 1 :: -1], out=distance[:, :half])
     np.subtract(ordered[:, half:], median, out=distance[:, half:])
     outwards = np.concatenate([order[:, half - 1 :: -1], order[:, half:]], axis=1)
-    merged = np.argsort(distance, axis=1, kind="stable")
-    scores = _normal_scores(_pick(distance, merged))
-    scores = split.shaped(_in_place(scores, _pick(outwards, merged)))
+    merged = _stable_argsort(distance)
+    scores = _normal_scores(distance.ravel().take(merged))
+    scores = split.shaped(_in_place(scores, outwards.ravel().take(merged)))
     r_hat = formula(scores.mean(axis=-1), _variance(scores), scores.shape[-1])
     return np.where(np.isfinite(median[:, 0]), r_hat, np.nan)
 
@@ -663,23 +679,24 @@ class _Autocorrelated(NamedTuple):
     variances: _Array
 
 
-def _span(values: _Array) -> _Array:
+def _narrow(values: _Array) -> _Mask:
+    """Whether the values of a scalar count as constant."""
     flat = values.reshape(len(values), -1)
-    return flat.max(axis=1) - flat.min(axis=1)
+    return flat.max(axis=1) - flat.min(axis=1) < _CONSTANT
 
 
 def _plain_ess(block: _Array) -> _Array:
     halves = _halves(block)
-    effective = _autocorrelated(halves, _span(halves)).ess
+    effective = _autocorrelated(halves, _narrow(halves)).ess
     return np.where(np.isnan(block).any(axis=(1, 2)), np.nan, effective)
 
 
-def _autocorrelated(sequence: _Array, span: _Array) -> _Autocorrelated:
+def _autocorrelated(sequence: _Array, constant: _Mask) -> _Autocorrelated:
     """ESS of a sequence per scalar.
 
     Args:
         sequence: shape (scalar, M, N).
-        span: range of each scalar's values, shape (scalar,).
+        constant: whether a scalar's sequence is constant, shape (scalar,).
     """
     scalars, chains, length = sequence.shape
     means = sequence.mean(axis=-1)
@@ -700,7 +717,7 @@ def _autocorrelated(sequence: _Array, span: _Array) -> _Autocorrelated:
         tau[todo], _ = _geyer(covariance, within[todo], between[todo], length)
     size = chains * length
     effective = size / np.maximum(tau, 1 / np.log10(size))
-    return _Autocorrelated(np.where(span < _CONSTANT, size, effective), means, variances)
+    return _Autocorrelated(np.where(constant, size, effective), means, variances)
 
 
 def _room(scalars: int, chains: int, length: int, lags: int) -> _Array:
@@ -720,12 +737,13 @@ def _autocovariance(padded: _Array, length: int, lags: int) -> _Array:
     scalars, chains, width = padded.shape
     spectrum = fft.rfft(padded).view(np.float64)
     power = np.einsum("smf,smf->sf", spectrum, spectrum).reshape(scalars, -1, 2).sum(axis=-1)
-    return fft.irfft(power, n=width)[:, :lags] / (length * chains)
+    covariance: _Array = fft.irfft(power, n=width)[:, :lags] / (length * chains)
+    return covariance
 
 
 def _geyer(
     covariance: _Array, within: _Array, between: _Array, length: int
-) -> tuple[_Array, NDArray[np.bool_]]:
+) -> tuple[_Array, _Mask]:
     """Integrated autocorrelation time by Geyer's initial monotone sequence.
 
     Args:

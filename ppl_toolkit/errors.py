@@ -61,7 +61,7 @@ class SamplingError(PPLError, RuntimeError):
         partial: the result with the draws of all completed chunks, or None if there were none.
     """
 
-    partial = None
+    partial: object = None
 
 
 class InferenceWarning(UserWarning):

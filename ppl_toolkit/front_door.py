@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import json
 import time
 import warnings
@@ -13,9 +12,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import jax
 import numpy as np
 import numpyro
-import numpyro.distributions as dist
 
 from ppl_toolkit import results
+from ppl_toolkit.bare_density import as_model, position_like
 from ppl_toolkit.diagnostics.findings import Finding, as_json, as_text, diagnose, findings
 from ppl_toolkit.errors import (
     CheckpointError,
@@ -23,24 +22,21 @@ from ppl_toolkit.errors import (
     InferenceWarning,
     InitializationError,
     MethodError,
-    ModelError,
     OptionError,
     SamplingError,
-    SiteError,
 )
 from ppl_toolkit.inference import method_named
 from ppl_toolkit.inference.method import Method
 from ppl_toolkit.program import Program
 from ppl_toolkit.progress import progress_for
 from ppl_toolkit.runner import Engine, MemorySink, Outcome, Run
+from ppl_toolkit.starts import is_tree, start_positions
 from ppl_toolkit.store import Checkpoint, ZarrSink, read_checkpoint
 
 if TYPE_CHECKING:
     import xarray
 
 __all__ = ["extend", "infer"]
-
-_POSITION = "x"  # the site of a bare log density over one array
 
 
 def infer(
@@ -52,7 +48,7 @@ def infer(
     chains: int = 4,
     seed: int = 0,
     init: Any = None,
-    coords: Mapping[str, Sequence[Any]] | None = None,
+    coords: Mapping[str, Any] | None = None,
     dims: Mapping[str, Sequence[str]] | None = None,
     data: Mapping[str, Any] | None = None,
     progress: bool | str = "auto",
@@ -115,7 +111,7 @@ def infer(
         _refuse_changes(stored, method, warmup, chains, seed)
         seed, chains = stored.manifest["seed"], stored.manifest["chains"]
         precision = precision or stored.manifest["precision"]
-    model, args, init = _as_model(model, args, {**kwargs, **(data or {})}, init)
+    model, args, init = as_model(model, args, {**kwargs, **(data or {})}, init)
     program = Program(
         model,
         args,
@@ -126,7 +122,7 @@ def infer(
     chosen, reason = _choose(method, program, stored)
     chosen.check(program)
     labels = _check_coords(program, coords or {})
-    previous = init if _is_tree(init) else None
+    previous = init if is_tree(init) else None
     if stored is not None:
         warmup = int(stored.manifest["warmup"])
     elif warmup is None:
@@ -135,7 +131,7 @@ def infer(
         program, chosen, reason, draws, warmup, chains, seed, labels, progress, chunk, threads,
         lanes or _default_lanes(chains), tuple(devices or jax.local_devices()[:1]),
     )  # fmt: skip
-    positions, given = _start_positions(program, init, chains, seed)
+    positions, given = start_positions(program, init, chains, seed)
     return _run(call, positions, given, previous, store, stored, resume)
 
 
@@ -167,9 +163,9 @@ def extend(
     _check_options(draws, None, tree.sizes.get("chain", 1), chunk, threads, None)
     if "sampler_state" not in tree.children:
         raise CheckpointError("this result has no sampler_state group, so it cannot be extended.")
-    attrs = tree.attrs
+    attrs: dict[str, Any] = {str(k): v for k, v in tree.attrs.items()}
     model_kwargs = {**kwargs, **(data or {})}
-    model, args, _ = _as_model(model, args, model_kwargs, _density_start(tree))
+    model, args, _ = as_model(model, args, model_kwargs, position_like(tree))
     program = Program(
         model, args, model_kwargs, precision=attrs["precision"], dims=json.loads(attrs["dims"])
     )
@@ -189,9 +185,7 @@ def extend(
         chunk, threads, int(attrs["lanes"]), tuple(jax.local_devices()[:1]),
     )  # fmt: skip
     positions = np.zeros((call.chains, program.size), program.precision)
-    new = _run(
-        call, positions, np.zeros(call.chains, bool), None, None, stored, None, warn=False
-    )
+    new = _run(call, positions, np.zeros(call.chains, bool), None, None, stored, None, warn=False)
     return _concatenated(tree, new, program)
 
 
@@ -205,7 +199,7 @@ class _Call(NamedTuple):
     warmup: int
     chains: int
     seed: int
-    coords: Mapping[str, Sequence[Any]]
+    coords: Mapping[str, Any]
     progress: bool | str
     chunk: int | None
     threads: int | None
@@ -279,7 +273,9 @@ def _run(
         if previous is not None and old is not None:
             engine.compile("refresh")
         compile_seconds = time.perf_counter() - begin
-        run = Run(engine, call.chains, call.seed, method.settings(program, call.warmup), call.threads)
+        run = Run(
+            engine, call.chains, call.seed, method.settings(program, call.warmup), call.threads
+        )
         if old is None:
             run.start(positions, given)
         else:
@@ -319,15 +315,11 @@ def _old_state(
         return results.read_state(stored.state, engine.state_structure)
     if previous is None:
         return None
-    arrays = {
-        str(k): np.asarray(v) for k, v in previous["sampler_state"].dataset.data_vars.items()
-    }
+    arrays = {str(k): np.asarray(v) for k, v in previous["sampler_state"].dataset.data_vars.items()}
     return results.read_state(arrays, engine.state_structure)
 
 
-def _require_started(
-    call: _Call, run: Run, positions: np.ndarray, given: np.ndarray
-) -> None:
+def _require_started(call: _Call, run: Run, positions: np.ndarray, given: np.ndarray) -> None:
     """Refuse to go on from points without a density, naming the sites at fault."""
     failed = np.asarray(call.method.failed(run.state()))
     if not failed.any():
@@ -420,9 +412,7 @@ def _conclusions(tree: xarray.DataTree) -> dict[str, Any]:
     return conclusions
 
 
-def _concatenated(
-    old: xarray.DataTree, new: xarray.DataTree, program: Program
-) -> xarray.DataTree:
+def _concatenated(old: xarray.DataTree, new: xarray.DataTree, program: Program) -> xarray.DataTree:
     import xarray
 
     joined = {}
@@ -483,9 +473,7 @@ def _default_lanes(chains: int) -> int:
     return 1 if jax.default_backend() == "cpu" else chains
 
 
-def _choose(
-    method: str | Method, program: Program, stored: Checkpoint | None
-) -> tuple[Any, str]:
+def _choose(method: str | Method, program: Program, stored: Checkpoint | None) -> tuple[Any, str]:
     """The method object, and why it was taken."""
     if stored is not None:
         options = {"method_options": stored.manifest["method_options"]}
@@ -506,18 +494,14 @@ def _choose(
         return method_named("enumeration")(), (
             f"Enumeration: all latent sites are discrete, with {count:,} joint values."
         )
-    return method_named("nuts")(), (
-        f"NUTS: all latent sites are continuous (D = {program.size})."
-    )
+    return method_named("nuts")(), (f"NUTS: all latent sites are continuous (D = {program.size}).")
 
 
 def _init_options(attributes: Mapping[str, Any]) -> dict[str, Any]:
     return json.loads(attributes["method_options"])
 
 
-def _refuse_changes(
-    stored: Checkpoint, method: Any, warmup: Any, chains: int, seed: int
-) -> None:
+def _refuse_changes(stored: Checkpoint, method: Any, warmup: Any, chains: int, seed: int) -> None:
     """Options that differ from those of the stored run, and are not the defaults, are an error."""
     manifest = stored.manifest
     name = method if isinstance(method, str) else type(method).__name__
@@ -543,9 +527,7 @@ def _require_same(program: Program, attributes: Mapping[str, Any]) -> None:
             )
 
 
-def _check_coords(
-    program: Program, coords: Mapping[str, Sequence[Any]]
-) -> dict[str, Sequence[Any]]:
+def _check_coords(program: Program, coords: Mapping[str, Any]) -> dict[str, Any]:
     sizes = {
         dim: size
         for site in program.sites.values()
@@ -564,152 +546,5 @@ def _check_coords(
     return dict(coords)
 
 
-def _plain(coords: Mapping[str, Sequence[Any]]) -> dict[str, list]:
+def _plain(coords: Mapping[str, Any]) -> dict[str, list]:
     return {dim: np.asarray(values).tolist() for dim, values in coords.items()}
-
-
-def _is_tree(value: Any) -> bool:
-    return type(value).__name__ == "DataTree"
-
-
-# -- starting points ----------------------------------------------------------------------------
-
-
-def _start_positions(
-    program: Program, init: Any, chains: int, seed: int
-) -> tuple[np.ndarray, np.ndarray]:
-    """Flat starting points (chain, D), and which of them are given."""
-    positions = np.zeros((chains, program.size), program.precision)
-    nothing = np.zeros(chains, bool)
-    if init is None:
-        return positions, nothing
-    if _is_tree(init):
-        if "sampler_state" not in init.children:
-            raise CheckpointError("init= is a result without sampler_state; pass a dictionary.")
-        have, need = init["sampler_state"].sizes.get("chain", 0), chains
-        if have != need:
-            raise OptionError(f"init= is a result of {have} chains; this run has chains={need}.")
-        return positions, nothing
-    if isinstance(init, str):
-        if init != "prior":
-            raise OptionError(
-                f"init must be 'prior', a dictionary, or a result; got {init!r}."
-            )
-        program.require_proper()
-        with program.context():
-            keys = jax.vmap(lambda c: jax.random.fold_in(jax.random.key(seed ^ 0x5EED), c))(
-                np.arange(chains)
-            )
-
-            def draw(key: Any, data: Any) -> Any:
-                return program.unconstrain(program.prior(key, data), data)
-
-            found = jax.jit(jax.vmap(draw, (0, None)))(keys, program.data)
-        return np.asarray(found), np.ones(chains, bool)
-    if not isinstance(init, Mapping):
-        raise OptionError(
-            f"init must be None, 'prior', a dictionary of site values or a result; got "
-            f"{type(init).__name__}."
-        )
-    return _positions_of(program, init, chains, seed), np.ones(chains, bool)
-
-
-def _positions_of(
-    program: Program, init: Mapping[str, Any], chains: int, seed: int
-) -> np.ndarray:
-    """Flat positions of constrained site values; sites without one start at random."""
-    latent = {site.name: site for site in program.continuous}
-    unknown = [name for name in init if name not in latent]
-    if unknown:
-        raise SiteError(f"init= names {unknown}; the continuous latent sites are {list(latent)}.")
-    values = {}
-    for name, value in init.items():
-        array = np.asarray(value, program.precision)
-        shape = latent[name].shape
-        if not np.isfinite(array).all():
-            raise DataError(f"init[{name!r}] has non-finite values.")
-        if array.shape == (chains, *shape):
-            values[name] = array
-        elif array.shape == shape:
-            values[name] = np.broadcast_to(array, (chains, *shape))
-        else:
-            raise SiteError(
-                f"init[{name!r}] has shape {array.shape}; site {name!r} needs {shape}, or "
-                f"{(chains, *shape)} with one value per chain."
-            )
-    rng = np.random.default_rng(seed)
-    random_points = rng.uniform(-2, 2, (chains, program.size)).astype(program.precision)
-
-    def unconstrained(value: Any, point: Any, data: Any) -> Any:
-        return program.unconstrain({**program.constrain(point, data), **value}, data)
-
-    with program.context():
-        found = np.asarray(
-            jax.jit(jax.vmap(unconstrained, (0, 0, None)))(values, random_points, program.data)
-        )
-    for site in program.continuous:
-        part = found[:, site.offset : site.offset + site.unconstrained_size]
-        if site.name in init and not np.isfinite(part).all():
-            raise SiteError(
-                f"init[{site.name!r}] lies outside the support of {site.distribution} "
-                f"({site.support})."
-            )
-    return found
-
-
-# -- bare log densities -------------------------------------------------------------------------
-
-
-def _as_model(
-    model: Callable, args: tuple, kwargs: Mapping[str, Any], init: Any
-) -> tuple[Callable, tuple, Any]:
-    """A model as it is; a log density of a position as a model with a flat prior.
-
-    A function is taken as a log density when ``init`` is an array, or a dictionary, and the
-    function takes exactly one argument more than were passed.
-    """
-    if not callable(model) or init is None or isinstance(init, str) or _is_tree(init):
-        return model, args, init
-    try:
-        inspect.signature(model).bind(*args, **kwargs)
-        if isinstance(init, Mapping):
-            return model, args, init
-    except (TypeError, ValueError):
-        pass
-    start = dict(init) if isinstance(init, Mapping) else {_POSITION: init}
-    try:
-        inspect.signature(model).bind(None, *args, **kwargs)
-    except (TypeError, ValueError):
-        return model, args, init
-    arrays = {name: np.asarray(value, float) for name, value in start.items()}
-    single = not isinstance(init, Mapping)
-    return _FromLogDensity(model, arrays, single), args, arrays
-
-
-class _FromLogDensity:
-    """A log density as a NumPyro model: flat sites and one factor."""
-
-    def __init__(self, function: Callable, like: Mapping[str, np.ndarray], single: bool) -> None:
-        self.fn, self.single = function, single
-        self.shapes = {name: np.shape(value) for name, value in like.items()}
-        self.__name__ = getattr(function, "__name__", "log_density")
-
-    def __call__(self, *args: Any, **kwargs: Any) -> None:
-        flat = {
-            name: numpyro.sample(name, dist.ImproperUniform(dist.constraints.real, (), shape))
-            for name, shape in self.shapes.items()
-        }
-        value = self.fn(flat[_POSITION] if self.single else flat, *args, **kwargs)
-        if value is None or np.shape(value) != ():
-            raise ModelError(
-                f"the log density {self.__name__!r} must return a scalar; got "
-                f"{'None' if value is None else f'shape {np.shape(value)}'}."
-            )
-        numpyro.factor("log_density", value)
-
-
-def _density_start(tree: xarray.DataTree) -> Any:
-    """What `_as_model` needs to recognise the log density a result came from."""
-    posterior = tree[results.posterior_group(tree)].dataset
-    first = {str(k): np.asarray(v[0, 0]) for k, v in posterior.data_vars.items()}
-    return first[_POSITION] if list(first) == [_POSITION] else first

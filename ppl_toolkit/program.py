@@ -7,105 +7,29 @@ that vector and of the data arrays, so that a compiled method takes new data wit
 
 from __future__ import annotations
 
-import dis
 import functools
 import hashlib
-import inspect
 import math
-import traceback
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import numpyro
-from jax.extend import core as jax_core
 from numpyro import handlers
 from numpyro.distributions import MaskedDistribution, biject_to, constraints
 from numpyro.distributions.util import sum_rightmost
 
 from ppl_toolkit.arguments import Arguments
 from ppl_toolkit.errors import DataBakedWarning, DataError, MethodError, ModelError, SiteError
+from ppl_toolkit.sites import Site, check_observed_values, is_improper, read_site
+from ppl_toolkit.tracing import CONCRETE_VALUE_ERRORS, Traced, closed_over_arrays, label, user_line
 
-__all__ = ["Program", "Site", "Traced"]
+__all__ = ["Program"]
 
 _LOG_DET = "__log_det"
-_CONCRETE_VALUE_ERRORS = (
-    jax.errors.ConcretizationTypeError,
-    jax.errors.TracerArrayConversionError,
-    jax.errors.TracerBoolConversionError,
-    jax.errors.TracerIntegerConversionError,
-    jax.errors.NonConcreteBooleanIndexError,
-)
-
-
-class Site(NamedTuple):
-    """What a program knows of one site.
-
-    Attributes:
-        name: the site's name.
-        kind: "latent", "observed", "deterministic" or "factor".
-        shape, dtype: of its value.
-        event_dim: number of trailing dimensions that belong to one draw of its distribution.
-        dims: a name for every dimension of its value; plates give theirs.
-        distribution: class name of its distribution ("" for deterministic sites).
-        support: printed form of its support.
-        discrete: whether its values are integers.
-        cardinality: size of a finite support per element, 0 if there is none.
-        unconstrained_shape: shape of its unconstrained counterpart (continuous latent sites).
-        offset: where that begins in the flat vector (-1 for sites without one).
-        proper: False for flat (improper) priors, which cannot be drawn from.
-        masked: whether a mask switches some of its elements off.
-        argument: index of the data array observed there, -1 if it is computed.
-    """
-
-    name: str
-    kind: str
-    shape: tuple[int, ...]
-    dtype: Any
-    event_dim: int
-    dims: tuple[str, ...]
-    distribution: str = ""
-    support: str = ""
-    discrete: bool = False
-    cardinality: int = 0
-    unconstrained_shape: tuple[int, ...] = ()
-    offset: int = -1
-    proper: bool = True
-    masked: bool = False
-    argument: int = -1
-
-    @property
-    def unconstrained_size(self) -> int:
-        return math.prod(self.unconstrained_shape)
-
-
-class Traced(NamedTuple):
-    """A traced function: its jaxpr, and the constants it closed over, as separate values.
-
-    Passing ``consts`` as arguments of a compiled program keeps closed-over arrays out of it:
-    the text of the jaxpr is then a sound key for the executable.
-    """
-
-    jaxpr: Any
-    consts: tuple[Any, ...]
-    out_tree: Any
-
-    def __call__(self, consts: Sequence[Any], *args: Any) -> Any:
-        closed = jax_core.ClosedJaxpr(self.jaxpr, list(consts))
-        flat = jax_core.jaxpr_as_fun(closed)(*jax.tree_util.tree_leaves(args))
-        return jax.tree_util.tree_unflatten(self.out_tree, flat)
-
-    @classmethod
-    def of(cls, function: Callable, *args: Any) -> Traced:
-        closed, out = jax.make_jaxpr(function, return_shape=True)(*args)
-        return cls(closed.jaxpr, tuple(closed.consts), jax.tree_util.tree_structure(out))
-
-    def text(self) -> str:
-        """A text that determines the computation up to the values of ``consts``."""
-        return f"{self.jaxpr}{self.out_tree}"
 
 
 class Program:
@@ -157,9 +81,9 @@ class Program:
         with self.context():
             try:
                 self.sites = self._discover()
-            except _CONCRETE_VALUE_ERRORS as error:
+            except CONCRETE_VALUE_ERRORS as error:
                 self.baked = True
-                self._warn_baked(f"the model needs concrete values at {_user_line(error)}")
+                self._warn_baked(f"the model needs concrete values at {user_line(error)}")
                 self.sites = self._discover()
         unknown = set(self.user_dims) - set(self.sites)
         if unknown:
@@ -168,7 +92,7 @@ class Program:
             )
         if not any(site.kind != "deterministic" for site in self.sites.values()):
             raise ModelError(
-                f"{_label(model)} has no numpyro.sample site. Give infer a NumPyro model, or a "
+                f"{label(model)} has no numpyro.sample site. Give infer a NumPyro model, or a "
                 "log density together with init=."
             )
         self._warn_closures()
@@ -181,7 +105,7 @@ class Program:
 
     def _warn_baked(self, what: str) -> None:
         warnings.warn(
-            f"{_label(self.model)}: {what}. The values are taken as constants: results are right, "
+            f"{label(self.model)}: {what}. The values are taken as constants: results are right, "
             "but new data may compile anew. Pass arrays as arguments and compute with jax.numpy, "
             "or compute such values before and pass them as Python ints.",
             DataBakedWarning,
@@ -189,7 +113,7 @@ class Program:
         )
 
     def _warn_closures(self) -> None:
-        for name, line, shape in _closed_over_arrays(self.model):
+        for name, line, shape in closed_over_arrays(self.model):
             self._warn_baked(f"line {line} uses array {name!r} of shape {shape} from outside")
 
     def _call(self, data: Sequence[Any], key: Any, model: Callable | None = None) -> None:
@@ -225,19 +149,18 @@ class Program:
                     size, subsample = message["args"]
                     if subsample is not None and subsample != size:
                         subsamples[name] = (size, subsample)
-                site = self._site(name, message, data, offset)
+                site = read_site(message, data, offset, self.user_dims.get(name, ()))
                 if site is not None:
                     sites[name] = site
                     offset += site.unconstrained_size if site.offset >= 0 else 0
 
         try:
             jax.eval_shape(run, self.data, jax.random.key(0))
-        except (*_CONCRETE_VALUE_ERRORS, DataError, MethodError):
+        except (*CONCRETE_VALUE_ERRORS, DataError, MethodError):
             raise
         except Exception as error:
             raise ModelError(
-                f"{_label(self.model)} raised {type(error).__name__} at {_user_line(error)}: "
-                f"{error}"
+                f"{label(self.model)} raised {type(error).__name__} at {user_line(error)}: {error}"
             ) from error
         self._subsamples = tuple(subsamples)
         rng = np.random.default_rng(0)
@@ -246,77 +169,6 @@ class Program:
         )
         self._check_data(sites)
         return sites
-
-    def _site(self, name: str, message: dict, data: tuple, offset: int) -> Site | None:
-        value = message["value"]
-        if message["type"] == "deterministic":
-            shape = jnp.shape(value)
-            dims = self._dims(name, shape, 0, message.get("cond_indep_stack") or [])
-            return Site(name, "deterministic", shape, jnp.result_type(value), 0, dims)
-        if message["type"] != "sample":
-            return None
-        fn = message["fn"]
-        if not hasattr(value, "shape") and not np.isscalar(value):
-            raise DataError(
-                f"site {name!r} observes a {type(value).__name__}; pass an array: "
-                "np.asarray(values)."
-            )
-        shape, dtype = jnp.shape(value), jnp.result_type(value)
-        base = fn.base_dist if isinstance(fn, MaskedDistribution) else fn
-        common: dict[str, Any] = {
-            "name": name,
-            "shape": shape,
-            "dtype": dtype,
-            "event_dim": fn.event_dim,
-            "dims": self._dims(
-                name,
-                shape,
-                fn.event_dim,
-                message["cond_indep_stack"],
-                message["infer"].get("event_dims", ()),
-            ),
-            "distribution": _distribution_name(base),
-            "masked": isinstance(fn, MaskedDistribution),
-        }
-        if message["infer"].get("is_auxiliary") and message["is_observed"]:
-            return Site(kind="factor", **common)
-        support = fn.support
-        common |= {"support": str(support), "discrete": bool(fn.is_discrete)}
-        if message["is_observed"]:
-            argument = next((i for i, array in enumerate(data) if array is value), -1)
-            _check_observed_shape(name, fn, shape)
-            return Site(kind="observed", argument=argument, **common)
-        if fn.is_discrete:
-            return Site(kind="latent", cardinality=_cardinality(fn), **common)
-        return Site(
-            kind="latent",
-            unconstrained_shape=tuple(biject_to(support).inverse_shape(shape)),
-            offset=offset,
-            proper=not _is_improper(base),
-            **common,
-        )
-
-    def _dims(
-        self,
-        name: str,
-        shape: tuple[int, ...],
-        event_dim: int,
-        frames: Sequence[Any],
-        event_dims: Sequence[str] = (),
-    ) -> tuple[str, ...]:
-        dims = [f"{name}_dim_{axis}" for axis in range(len(shape))]
-        for frame in frames:
-            axis = len(shape) - event_dim + frame.dim
-            if 0 <= axis < len(shape) and shape[axis] == frame.size:
-                dims[axis] = frame.name if frame.name != name else f"{name}_dim"
-        named = list(self.user_dims.get(name, event_dims))
-        if len(named) > len(shape):
-            raise SiteError(
-                f"dims= gives {len(named)} names {named} for site {name!r} of shape {shape}."
-            )
-        if named:
-            dims[len(dims) - len(named) :] = named
-        return tuple(dims)
 
     def _check_data(self, sites: dict[str, Site]) -> None:
         masked = any(site.masked for site in sites.values())
@@ -335,7 +187,7 @@ class Program:
                 raise DataError(f"site {site.name!r} observes no data: its shape is {site.shape}.")
             if site.argument >= 0 and not site.masked:
                 array = self.data[site.argument]
-                _check_support(site, array, self.arguments.names[site.argument])
+                check_observed_values(site, array, self.arguments.names[site.argument])
 
     # -- the flat vector -------------------------------------------------------------------
 
@@ -369,11 +221,11 @@ class Program:
     @property
     def coordinates(self) -> tuple[str, ...]:
         """A name for every coordinate of the flat vector."""
-        names: list[str] = []
-        for site in self.continuous:
-            for index in np.ndindex(*site.unconstrained_shape):
-                names.append(site.name + (f"[{', '.join(map(str, index))}]" if index else ""))
-        return tuple(names)
+        return tuple(
+            site.name + (f"[{', '.join(map(str, index))}]" if index else "")
+            for site in self.continuous
+            for index in np.ndindex(*site.unconstrained_shape)
+        )
 
     def unravel(self, position: Any) -> dict[str, Any]:
         """The flat vector (D,) as unconstrained arrays by site."""
@@ -437,16 +289,12 @@ class Program:
 
     def log_joint(self, values: Mapping[str, Any], data: Sequence[Any]) -> Any:
         """Log joint density at constrained ``values`` of all latent sites (no Jacobian)."""
-        scores, _ = self._scores(
-            data, functools.partial(handlers.substitute, data=dict(values))
-        )
+        scores, _ = self._scores(data, functools.partial(handlers.substitute, data=dict(values)))
         return sum((jnp.sum(score) for score in scores.values()), start=0.0)
 
     def log_terms(self, values: Mapping[str, Any], data: Sequence[Any]) -> dict[str, Any]:
         """Elementwise log probability by site at constrained ``values`` of the latent sites."""
-        scores, _ = self._scores(
-            data, functools.partial(handlers.substitute, data=dict(values))
-        )
+        scores, _ = self._scores(data, functools.partial(handlers.substitute, data=dict(values)))
         return {name: scores[name] for name, site in self.sites.items() if name in scores}
 
     def _require_continuous(self, method: str = "a gradient-based method") -> None:
@@ -482,9 +330,7 @@ class Program:
         if missing:
             raise SiteError(f"no value for sites {missing}; they need one each.")
         fixed = {site.name: values[site.name] for site in self.latent if site.name in values}
-        trace = self._trace(
-            data, _fixed_key(), functools.partial(handlers.substitute, data=fixed)
-        )
+        trace = self._trace(data, _fixed_key(), functools.partial(handlers.substitute, data=fixed))
         return self.ravel(
             {
                 site.name: biject_to(trace[site.name]["fn"].support).inv(values[site.name])
@@ -533,7 +379,7 @@ class Program:
     def _decode(self, index: Any, data: Sequence[Any]) -> dict[str, Any]:
         """Configuration number ``index`` as values by site (mixed radix, first site fastest)."""
         trace = self._trace(data, _fixed_key())
-        values = {}
+        values: dict[str, Any] = {}
         for site in self.discrete:
             levels = trace[site.name]["fn"].enumerate_support(expand=False)
             levels = jnp.reshape(levels, (site.cardinality, -1))[:, 0]
@@ -559,7 +405,7 @@ class Program:
         self._require_continuous(method)
         if not self.size:
             raise MethodError(
-                f"{_label(self.model)} has no latent site to infer: every sample site is "
+                f"{label(self.model)} has no latent site to infer: every sample site is "
                 "observed. Remove obs= from what you want to learn."
             )
 
@@ -582,6 +428,7 @@ class Program:
         """
         if name not in self._traced:
             with self.context():
+                example: Any
                 if name == "prior":
                     example = jax.random.key(0)
                 elif name in ("log_configuration", "configuration"):
@@ -598,9 +445,7 @@ class Program:
         for site in self.sites.values():
             sha.update(repr((site.name, site.kind, site.shape, str(site.dtype))).encode())
         with self.context():
-            values = {
-                s.name: jax.ShapeDtypeStruct(s.shape, s.dtype) for s in self.latent
-            }
+            values = {s.name: jax.ShapeDtypeStruct(s.shape, s.dtype) for s in self.latent}
             sha.update(Traced.of(self.log_joint, values, self.data).text().encode())
         return sha.hexdigest()
 
@@ -614,7 +459,7 @@ class Program:
             for kind in ("latent", "observed", "deterministic", "factor")
         }
         parts = ", ".join(f"{kind}={names}" for kind, names in kinds.items() if names)
-        return f"Program({_label(self.model)}, D={self.size}, {parts})"
+        return f"Program({label(self.model)}, D={self.size}, {parts})"
 
 
 def _fixed_key() -> Any:
@@ -672,104 +517,7 @@ def _improper_value(message: dict) -> Any:
     if message["type"] != "sample" or message["is_observed"] or message["value"] is not None:
         return None
     fn = message["fn"]
-    if not _is_improper(fn.base_dist if isinstance(fn, MaskedDistribution) else fn):
+    if not is_improper(fn.base_dist if isinstance(fn, MaskedDistribution) else fn):
         return None
     transform = biject_to(fn.support)
     return transform(jnp.zeros(transform.inverse_shape(fn.shape())))
-
-
-def _is_improper(fn: Any) -> bool:
-    while hasattr(fn, "base_dist"):
-        fn = fn.base_dist
-    return type(fn).__name__ == "ImproperUniform"
-
-
-def _distribution_name(fn: Any) -> str:
-    while type(fn).__name__ in ("ExpandedDistribution", "Independent", "MaskedDistribution"):
-        fn = fn.base_dist
-    return type(fn).__name__
-
-
-def _cardinality(fn: Any) -> int:
-    """Number of values of one element of a finite discrete distribution, 0 if not finite."""
-    try:
-        return int(fn.enumerate_support(expand=False).shape[0])
-    except (NotImplementedError, AttributeError, TypeError, ValueError):
-        return 0
-
-
-def _check_observed_shape(name: str, fn: Any, shape: tuple[int, ...]) -> None:
-    try:
-        np.broadcast_shapes(shape, tuple(fn.shape()))
-    except ValueError:
-        raise DataError(
-            f"site {name!r} observes data of shape {shape}, but its distribution "
-            f"{_distribution_name(fn)} has shape {tuple(fn.shape())}. Check the plate's size and "
-            "the arguments' lengths."
-        ) from None
-
-
-def _first(flags: np.ndarray) -> tuple[int, ...]:
-    return tuple(int(i) for i in np.argwhere(flags)[0])
-
-
-_SUPPORT_TESTS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
-    "Boolean": lambda x: (x == 0) | (x == 1),
-    "IntegerNonnegative": lambda x: (x >= 0) & (x == np.floor(x)),
-    "IntegerPositive": lambda x: (x >= 1) & (x == np.floor(x)),
-    "Positive": lambda x: x > 0,
-    "Nonnegative": lambda x: x >= 0,
-    "UnitInterval": lambda x: (x >= 0) & (x <= 1),
-}
-
-
-def _check_support(site: Site, array: np.ndarray, argument: str) -> None:
-    """Refuse observed values the site's distribution gives no density to."""
-    bad = ~np.isfinite(array)
-    if bad.any():
-        raise DataError(
-            f"argument {argument!r}, observed at site {site.name!r}, has {int(bad.sum())} "
-            f"non-finite values (first at index {_first(bad)})."
-        )
-    test = _SUPPORT_TESTS.get(site.support.split("(")[0].strip("_"))
-    if test is not None and not (good := test(array)).all():
-        index = _first(~good)
-        raise DataError(
-            f"argument {argument!r}, observed at site {site.name!r}, has the value "
-            f"{array[index]} at index {index}, which is outside the support of "
-            f"{site.distribution} ({site.support})."
-        )
-
-
-def _label(model: Callable) -> str:
-    return f"model {getattr(model, '__name__', type(model).__name__)!r}"
-
-
-_LIBRARIES = ("/site-packages/", "/dist-packages/", "/ppl_toolkit/")
-
-
-def _user_line(error: BaseException) -> str:
-    """The deepest line of the user's own code in a traceback."""
-    frames = traceback.extract_tb(error.__traceback__)
-    own = [f for f in frames if not any(part in f.filename for part in _LIBRARIES)]
-    frame = (own or frames)[-1]
-    return f"{frame.filename}, line {frame.lineno} ({(frame.line or '').strip()})"
-
-
-def _closed_over_arrays(model: Any) -> list[tuple[str, int, tuple[int, ...]]]:
-    """Arrays that a model function reads from its closure or globals: (name, line, shape)."""
-    function = inspect.unwrap(model)
-    while not inspect.isfunction(function):
-        inner = getattr(function, "func", None) or getattr(function, "fn", None)
-        if inner is None:
-            return []
-        function = inspect.unwrap(inner)
-    variables = inspect.getclosurevars(function)
-    outside = {**variables.globals, **variables.nonlocals}
-    arrays = {k: v for k, v in outside.items() if isinstance(v, np.ndarray | jax.Array) and v.ndim}
-    line, lines = function.__code__.co_firstlineno, {}
-    for instruction in dis.get_instructions(function):
-        line = instruction.line_number or line
-        if instruction.argval in arrays and instruction.opname.startswith("LOAD"):
-            lines.setdefault(instruction.argval, line)
-    return [(name, lines.get(name, line), v.shape) for name, v in arrays.items()]

@@ -117,5 +117,7 @@ def progress_for(choice: Any, label: str, start: int, warmup: int, total: int) -
         choice = "bar" if sys.stderr.isatty() or "ipykernel" in sys.modules else "lines"
     forms = {"bar": Bar, "lines": Lines}
     if choice not in forms:
-        raise OptionError(f"progress must be 'auto', 'bar', 'lines', True or False; got {choice!r}.")
+        raise OptionError(
+            f"progress must be 'auto', 'bar', 'lines', True or False; got {choice!r}."
+        )
     return forms[choice](label, start, warmup, total)

@@ -18,7 +18,9 @@ import numpy as np
 
 from ppl_toolkit import __version__, convergence, executables
 from ppl_toolkit.errors import CheckpointError, DataError, OptionError, SiteError
-from ppl_toolkit.program import Program, Site, Traced
+from ppl_toolkit.program import Program
+from ppl_toolkit.sites import Site
+from ppl_toolkit.tracing import Traced
 
 if TYPE_CHECKING:
     import pandas
@@ -36,9 +38,7 @@ def _dims_of(program: Program) -> dict[str, tuple[str, ...]]:
     return {name: site.dims for name, site in program.sites.items()}
 
 
-def label_dimensions(
-    sizes: Mapping[str, int], coords: Mapping[str, Sequence[Any]]
-) -> dict[str, np.ndarray]:
+def label_dimensions(sizes: Mapping[str, int], coords: Mapping[str, Any]) -> dict[str, np.ndarray]:
     """A coordinate for every dimension: the user's, or 0, 1, 2, ..."""
     labels = {}
     for dim, size in sizes.items():
@@ -54,13 +54,14 @@ def label_dimensions(
 def dataset(
     values: Mapping[str, np.ndarray],
     dims: Mapping[str, Sequence[str]],
-    coords: Mapping[str, Sequence[Any]],
+    coords: Mapping[str, Any],
     leading: Sequence[str] = (),
 ) -> xarray.Dataset:
     """A labelled dataset of ``values``; ``leading`` names their first dimensions."""
     import xarray
 
-    data, sizes = {}, {}
+    data: dict[str, Any] = {}
+    sizes: dict[str, int] = {}
     for name, value in values.items():
         extra = dims.get(name, ())
         if len(extra) != value.ndim - len(leading):
@@ -74,7 +75,7 @@ def dataset(
 def draws_dataset(
     values: Mapping[str, np.ndarray],
     program: Program,
-    coords: Mapping[str, Sequence[Any]],
+    coords: Mapping[str, Any],
     first_draw: int = 0,
 ) -> xarray.Dataset:
     """Arrays (chain, draw, ...) by site as a dataset with the program's dimension names."""
@@ -97,9 +98,7 @@ def run_attributes(**extra: Any) -> dict[str, Any]:
     }
 
 
-def data_groups(
-    program: Program, coords: Mapping[str, Sequence[Any]]
-) -> dict[str, xarray.Dataset]:
+def data_groups(program: Program, coords: Mapping[str, Any]) -> dict[str, xarray.Dataset]:
     """The observed and the other data of a program, by group."""
     sites = program.sites
     observed = {
@@ -142,9 +141,7 @@ def _constant_dims(
     return dims
 
 
-def build(
-    groups: Mapping[str, xarray.Dataset], attributes: Mapping[str, Any]
-) -> xarray.DataTree:
+def build(groups: Mapping[str, xarray.Dataset], attributes: Mapping[str, Any]) -> xarray.DataTree:
     """The tree of a run; ``attributes`` go to the root and to its first group."""
     import xarray
 
@@ -179,16 +176,12 @@ def posterior_group(tree: xarray.DataTree) -> str:
 
 def _state_names(state: Any) -> list[str]:
     paths, _ = jax.tree_util.tree_flatten_with_path(state)
-    return [
-        jax.tree_util.keystr(path, simple=True, separator=".") or "state" for path, _ in paths
-    ]
+    return [jax.tree_util.keystr(path, simple=True, separator=".") or "state" for path, _ in paths]
 
 
 def state_arrays(state: Any) -> dict[str, np.ndarray]:
     """A sampler state as named arrays with a leading chain axis."""
-    return dict(
-        zip(_state_names(state), map(np.asarray, jax.tree.leaves(state)), strict=True)
-    )
+    return dict(zip(_state_names(state), map(np.asarray, jax.tree.leaves(state)), strict=True))
 
 
 def state_dataset(state: Any) -> xarray.Dataset:
@@ -526,9 +519,7 @@ def _batch_dims(site: Site) -> tuple[str, ...]:
     return site.dims[: len(site.dims) - site.event_dim]
 
 
-def _with_groups(
-    tree: xarray.DataTree, groups: Mapping[str, xarray.Dataset]
-) -> xarray.DataTree:
+def _with_groups(tree: xarray.DataTree, groups: Mapping[str, xarray.Dataset]) -> xarray.DataTree:
     import xarray
 
     new = tree.copy()

@@ -26,7 +26,8 @@ import numpy as np
 from jax import lax, random
 
 from ppl_toolkit import executables
-from ppl_toolkit.program import Program, Traced
+from ppl_toolkit.program import Program
+from ppl_toolkit.tracing import Traced
 
 __all__ = ["Block", "Engine", "MemorySink", "Outcome", "Progress", "Run", "Sink", "Timing"]
 
@@ -174,9 +175,7 @@ class Engine:
             return self._over_lanes(lambda d: self.method.values(d, target), draw)
 
         def buffers(structure: Any) -> Any:
-            return jax.tree.map(
-                lambda s: jnp.zeros((self.rows, *s.shape), s.dtype), structure
-            )
+            return jax.tree.map(lambda s: jnp.zeros((self.rows, *s.shape), s.dtype), structure)
 
         def put(buffer: Any, row: Any, new: Any) -> Any:
             return jax.tree.map(
@@ -220,9 +219,7 @@ class Engine:
             return draw, stat, values
 
         out = jax.eval_shape(shapes, *inputs, seed, chains, state, index)
-        row_bytes = sum(
-            int(np.prod(leaf.shape)) * 8 for leaf in jax.tree.leaves(out)
-        )
+        row_bytes = sum(int(np.prod(leaf.shape)) * 8 for leaf in jax.tree.leaves(out))
         return int(np.clip(_BUFFER_BYTES // max(row_bytes, 1), 1, _MOST_ROWS))
 
     # -- executables ------------------------------------------------------------------------
@@ -233,9 +230,7 @@ class Engine:
         def build() -> jax.stages.Lowered:
             sharding = jax.sharding.SingleDeviceSharding(device)
             avals = jax.tree.map(
-                lambda x: jax.ShapeDtypeStruct(
-                    np.shape(x), jnp.result_type(x), sharding=sharding
-                ),
+                lambda x: jax.ShapeDtypeStruct(np.shape(x), jnp.result_type(x), sharding=sharding),
                 self._avals[name],
             )
             return jax.jit(getattr(self, f"_{name}"), keep_unused=True).lower(*avals)
@@ -382,7 +377,7 @@ class Run:
                 for i, group in enumerate(groups)
             ]
         on_cpu = devices[0].platform == "cpu"
-        default = (os.process_cpu_count() or 1) if on_cpu else len(devices)
+        default = len(os.sched_getaffinity(0)) if on_cpu else len(devices)
         self.threads = max(1, min(threads or default, len(self.units)))
 
     def _each(self, pool: concurrent.futures.Executor, work: Callable[[_Unit], Any]) -> list[Any]:

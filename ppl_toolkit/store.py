@@ -63,7 +63,8 @@ def _write_checkpoint(
 ) -> None:
     buffer = io.BytesIO()
     text = json.dumps({**manifest, "checksum": _checksum(state)})
-    np.savez(buffer, manifest=np.asarray(text), **{f"state/{k}": v for k, v in state.items()})
+    arrays: dict[str, Any] = {f"state/{k}": v for k, v in state.items()}
+    np.savez(buffer, manifest=np.asarray(text), **arrays)
     temporary = directory / f"{_CHECKPOINT}.part"
     with temporary.open("wb") as file:
         file.write(buffer.getvalue())
@@ -130,18 +131,20 @@ class ZarrSink:
                 f"infer(..., resume={str(self.path)!r})."
             )
         self.draws = keep or 0
-        self._root = zarr.open_group(str(self.path), mode="w" if keep is None else "a")
+        self._root: Any = zarr.open_group(str(self.path), mode="w" if keep is None else "a")
         self._arrays: dict[str, Any] = {}
         if keep is not None:
-            for name in (group, self.stats_group):
-                if name in self._root:
-                    for key, array in self._root[name].arrays():
-                        if array.ndim >= 2 and tuple(array.metadata.dimension_names or ())[:2] == (
-                            "chain",
-                            "draw",
-                        ):
-                            array.resize((array.shape[0], keep, *array.shape[2:]))
-                            self._arrays[f"{name}/{key}"] = array
+            self._cut_to(keep)
+
+    def _cut_to(self, draws: int) -> None:
+        """Drop draws that were appended but never committed."""
+        for name in (self.group, self.stats_group):
+            members = self._root[name].arrays() if name in self._root else ()
+            for key, array in members:
+                names: Any = getattr(array.metadata, "dimension_names", None) or ()
+                if tuple(names[:2]) == ("chain", "draw"):
+                    array.resize((array.shape[0], draws, *array.shape[2:]))
+                    self._arrays[f"{name}/{key}"] = array
 
     def _array(self, group: str, name: str, block: np.ndarray) -> Any:
         key = f"{group}/{name}"
@@ -182,7 +185,7 @@ class ZarrSink:
     def finish(
         self,
         program: Program,
-        coords: Mapping[str, Sequence[Any]],
+        coords: Mapping[str, Any],
         groups: Mapping[str, xarray.Dataset],
         attributes: Mapping[str, Any],
     ) -> xarray.DataTree:

@@ -93,7 +93,7 @@ def _sampler_findings(tree: xarray.DataTree) -> list[Finding]:
         found.append(
             Finding(
                 "divergences",
-                "error",
+                "error" if count > 0.01 * total else "warning",
                 (),
                 count,
                 f"{count} of {total} draws diverged (by chain: {per_chain}): the sampler cannot "

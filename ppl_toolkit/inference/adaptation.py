@@ -5,7 +5,7 @@ The schedule is data: a warm-up of another length runs in the same compiled prog
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
@@ -24,14 +24,14 @@ class DualAveraging(NamedTuple):
         log_step: log of the step size to use next.
         log_average: log of the averaged step size, used after warm-up.
         error: running mean of target - acceptance.
-        count: number of updates since the last restart.
+        updates: number of updates since the last restart.
         centre: the value log_step is shrunk towards, log(10 eps_0).
     """
 
     log_step: Float[Array, ""]
     log_average: Float[Array, ""]
     error: Float[Array, ""]
-    count: Float[Array, ""]
+    updates: Float[Array, ""]
     centre: Float[Array, ""]
 
     @classmethod
@@ -48,7 +48,7 @@ class DualAveraging(NamedTuple):
         kappa: float = 0.75,
     ) -> DualAveraging:
         """One step of averaging, with the acceptance statistic of one transition."""
-        t = self.count + 1.0
+        t = self.updates + 1.0
         weight = 1.0 / (t + t0)
         error = (1.0 - weight) * self.error + weight * (target - acceptance)
         log_step = self.centre - jnp.sqrt(t) / gamma * error
@@ -60,7 +60,7 @@ class DualAveraging(NamedTuple):
 class Moments(NamedTuple):
     """Welford's running mean and sum of squares: (D,) for a diagonal, (D, D) for a dense metric."""
 
-    count: Float[Array, ""]
+    draws: Float[Array, ""]
     mean: Float[Array, " D"]
     squares: Float[Array, " D"] | Float[Array, "D D"]
 
@@ -71,7 +71,7 @@ class Moments(NamedTuple):
         return cls(jnp.zeros((), like.dtype), zeros, squares)
 
     def update(self, x: Float[Array, " D"]) -> Moments:
-        count = self.count + 1.0
+        count = self.draws + 1.0
         before = x - self.mean
         mean = self.mean + before / count
         after = x - mean
@@ -80,7 +80,7 @@ class Moments(NamedTuple):
 
     def regularised(self) -> Float[Array, " D"] | Float[Array, "D D"]:
         """The (co)variance shrunk towards 1e-3 with the weight of five draws, as Stan does."""
-        n = self.count
+        n = self.draws
         covariance = self.squares / jnp.maximum(n - 1.0, 1.0)
         unit = 1.0 if self.squares.ndim == 1 else jnp.eye(self.mean.shape[0], dtype=n.dtype)
         return n / (n + 5.0) * covariance + 1e-3 * (5.0 / (n + 5.0)) * unit
@@ -97,7 +97,9 @@ class Metric(NamedTuple):
 
     @classmethod
     def of(cls, inverse: Float[Array, " D"] | Float[Array, "D D"]) -> Metric:
-        return cls(inverse, jnp.sqrt(inverse) if inverse.ndim == 1 else jnp.linalg.cholesky(inverse))
+        return cls(
+            inverse, jnp.sqrt(inverse) if inverse.ndim == 1 else jnp.linalg.cholesky(inverse)
+        )
 
     @classmethod
     def identity(cls, like: Float[Array, " D"], dense: bool) -> Metric:
@@ -126,10 +128,10 @@ class Schedule(NamedTuple):
         ends: iterations at whose end the metric is renewed, padded with -1.
     """
 
-    warmup: Int[Array, ""]
-    first: Int[Array, ""]
-    last: Int[Array, ""]
-    ends: Int[Array, " W"]
+    warmup: Int[Any, ""]
+    first: Int[Any, ""]
+    last: Int[Any, ""]
+    ends: Int[Any, " W"]
 
     def collects(self, index: Int[Array, ""]) -> Bool[Array, ""]:
         return (index >= self.first) & (index < self.last)

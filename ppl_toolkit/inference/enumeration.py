@@ -91,4 +91,3 @@ class Enumeration:
 
     def failed(self, state: EnumerationState) -> Any:
         return ~np.isfinite(np.asarray(state.log_evidence))
-

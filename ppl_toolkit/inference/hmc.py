@@ -64,8 +64,8 @@ class HMCState(NamedTuple):
 class Settings(NamedTuple):
     """Options that are arguments of the compiled program."""
 
-    target_acceptance: Scalar
-    radius: Scalar
+    target_acceptance: Float[Any, ""]
+    radius: Float[Any, ""]
     schedule: Schedule
 
 
@@ -119,7 +119,7 @@ class _Leaves(NamedTuple):
     turning: Bool[Array, ""]
     diverging: Bool[Array, ""]
     acceptance: Scalar  # sum over the points of min(1, exp(-energy error))
-    count: Int[Array, ""]
+    size: Int[Array, ""]
     worst: Scalar  # energy error of largest size
 
 
@@ -157,11 +157,11 @@ def _subtree(
 
     def proceed(carry: tuple) -> Bool[Array, ""]:
         leaves = carry[0]
-        return (leaves.count < size) & ~leaves.turning & ~leaves.diverging
+        return (leaves.size < size) & ~leaves.turning & ~leaves.diverging
 
     def grow(carry: tuple) -> tuple:
         leaves, z, bar, momenta, sums = carry
-        n = leaves.count
+        n = leaves.size
         z = leapfrog(gradient, metric, step, z)
         energy = _energy(metric, z)
         error = energy - energy_0
@@ -203,7 +203,7 @@ def _subtree(
             turning=turned,
             diverging=~(error < _MAX_ENERGY_ERROR),
             acceptance=leaves.acceptance + jnp.minimum(1.0, jnp.exp(-error)),
-            count=n + 1,
+            size=n + 1,
             worst=jnp.where(jnp.abs(error) > jnp.abs(leaves.worst), error, leaves.worst),
         )
         return grown, z, bar, momenta, sums
@@ -263,7 +263,7 @@ def nuts_transition(
             turning=subtree.turning | _turning(metric, left.momentum, right.momentum, total),
             diverging=subtree.diverging,
             acceptance=tree.acceptance + subtree.acceptance,
-            count=tree.count + subtree.count,
+            size=tree.size + subtree.size,
             worst=jnp.where(
                 jnp.abs(subtree.worst) > jnp.abs(tree.worst), subtree.worst, tree.worst
             ),
@@ -274,8 +274,8 @@ def nuts_transition(
         proceed, double, (jnp.zeros((), jnp.int32), tree, start, start)
     )
     stats = {
-        "acceptance_rate": tree.acceptance / tree.count,
-        "n_steps": tree.count,
+        "acceptance_rate": tree.acceptance / tree.size,
+        "n_steps": tree.size,
         "tree_depth": depth,
         "reached_max_treedepth": (depth == max_depth) & ~tree.turning & ~tree.diverging,
         "diverging": tree.diverging,
@@ -406,9 +406,7 @@ class _Hamiltonian:
         log_step = state.averaging.log_average
         return state._replace(
             point=Point(position, log_density, grad),
-            averaging=DualAveraging.start(log_step)._replace(
-                centre=log_step, log_average=log_step
-            ),
+            averaging=DualAveraging.start(log_step)._replace(centre=log_step, log_average=log_step),
             moments=Moments.start(position, self.metric == "dense"),
         )
 
@@ -432,13 +430,13 @@ class _Hamiltonian:
 
         def adapt() -> tuple[DualAveraging, Metric, Moments]:
             renewed = averaging.update(stats["acceptance_rate"], settings.target_acceptance)
-            gathered = _where(
-                plan.collects(index), moments.update(point.position), moments
-            )
+            gathered = _where(plan.collects(index), moments.update(point.position), moments)
 
             def renew() -> tuple[DualAveraging, Metric, Moments]:
                 inverse = gathered.regularised()
-                diagonals = [m if m.ndim == 1 else jnp.diagonal(m) for m in (metric.inverse, inverse)]
+                diagonals = [
+                    m if m.ndim == 1 else jnp.diagonal(m) for m in (metric.inverse, inverse)
+                ]
                 # A step stable under the old metric is stable under the new one up to the
                 # largest change of scale; dual averaging then starts from there.
                 rescaled = renewed.log_average + 0.5 * jnp.max(
@@ -452,9 +450,7 @@ class _Hamiltonian:
 
             return lax.cond(plan.renews(index), renew, lambda: (renewed, metric, gathered))
 
-        averaging, metric, moments = lax.cond(
-            warming, adapt, lambda: (averaging, metric, moments)
-        )
+        averaging, metric, moments = lax.cond(warming, adapt, lambda: (averaging, metric, moments))
         stats = {"lp": point.log_density, "step_size": step, **stats}
         return HMCState(point, averaging, metric, moments), point.position, stats
 

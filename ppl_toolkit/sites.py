@@ -1,0 +1,204 @@
+"""What a program knows of its sites, read off the messages of a NumPyro trace."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax.numpy as jnp
+import numpy as np
+from numpyro.distributions import MaskedDistribution, biject_to
+
+from ppl_toolkit.errors import DataError, SiteError
+
+__all__ = ["Site", "check_observed_values", "is_improper", "read_site"]
+
+
+class Site(NamedTuple):
+    """What a program knows of one site.
+
+    Attributes:
+        name: the site's name.
+        kind: "latent", "observed", "deterministic" or "factor".
+        shape, dtype: of its value.
+        event_dim: number of trailing dimensions that belong to one draw of its distribution.
+        dims: a name for every dimension of its value; plates give theirs.
+        distribution: class name of its distribution ("" for deterministic sites).
+        support: printed form of its support.
+        discrete: whether its values are integers.
+        cardinality: size of a finite support per element, 0 if there is none.
+        unconstrained_shape: shape of its unconstrained counterpart (continuous latent sites).
+        offset: where that begins in the flat vector (-1 for sites without one).
+        proper: False for flat (improper) priors, which cannot be drawn from.
+        masked: whether a mask switches some of its elements off.
+        argument: index of the data array observed there, -1 if it is computed.
+    """
+
+    name: str
+    kind: str
+    shape: tuple[int, ...]
+    dtype: Any
+    event_dim: int
+    dims: tuple[str, ...]
+    distribution: str = ""
+    support: str = ""
+    discrete: bool = False
+    cardinality: int = 0
+    unconstrained_shape: tuple[int, ...] = ()
+    offset: int = -1
+    proper: bool = True
+    masked: bool = False
+    argument: int = -1
+
+    @property
+    def unconstrained_size(self) -> int:
+        return math.prod(self.unconstrained_shape)
+
+
+def read_site(
+    message: Mapping[str, Any],
+    data: Sequence[Any],
+    offset: int,
+    event_dims: Sequence[str],
+) -> Site | None:
+    """The site of one message of a trace, None for plates and the like.
+
+    Args:
+        message: from a trace of the model on abstract values.
+        data: the traced data arrays, to recognise those observed as they are.
+        offset: where the site begins in the flat vector, if it goes there.
+        event_dims: the user's names for its last dimensions.
+
+    Raises:
+        DataError: observed data of a shape or type that does not fit.
+        SiteError: more dimension names than dimensions.
+    """
+    name, value = message["name"], message["value"]
+    if message["type"] == "deterministic":
+        shape = jnp.shape(value)
+        dims = _dims(name, shape, 0, message.get("cond_indep_stack") or [], event_dims)
+        return Site(name, "deterministic", shape, jnp.result_type(value), 0, dims)
+    if message["type"] != "sample":
+        return None
+    fn = message["fn"]
+    if not hasattr(value, "shape") and not np.isscalar(value):
+        raise DataError(
+            f"site {name!r} observes a {type(value).__name__}; pass an array: np.asarray(values)."
+        )
+    shape, dtype = jnp.shape(value), jnp.result_type(value)
+    base = fn.base_dist if isinstance(fn, MaskedDistribution) else fn
+    names = event_dims or message["infer"].get("event_dims", ())
+    common: dict[str, Any] = {
+        "name": name,
+        "shape": shape,
+        "dtype": dtype,
+        "event_dim": fn.event_dim,
+        "dims": _dims(name, shape, fn.event_dim, message["cond_indep_stack"], names),
+        "distribution": _distribution_name(base),
+        "masked": isinstance(fn, MaskedDistribution),
+    }
+    if message["infer"].get("is_auxiliary") and message["is_observed"]:
+        return Site(kind="factor", **common)
+    support = fn.support
+    common |= {"support": str(support), "discrete": bool(fn.is_discrete)}
+    if message["is_observed"]:
+        argument = next((i for i, array in enumerate(data) if array is value), -1)
+        _check_observed_shape(name, fn, shape)
+        return Site(kind="observed", argument=argument, **common)
+    if fn.is_discrete:
+        return Site(kind="latent", cardinality=_cardinality(fn), **common)
+    return Site(
+        kind="latent",
+        unconstrained_shape=tuple(biject_to(support).inverse_shape(shape)),
+        offset=offset,
+        proper=not is_improper(base),
+        **common,
+    )
+
+
+def _dims(
+    name: str,
+    shape: tuple[int, ...],
+    event_dim: int,
+    frames: Sequence[Any],
+    event_dims: Sequence[str],
+) -> tuple[str, ...]:
+    """A name for every dimension: its plate's, the user's, or SITE_dim_N."""
+    dims = [f"{name}_dim_{axis}" for axis in range(len(shape))]
+    for frame in frames:
+        axis = len(shape) - event_dim + frame.dim
+        if 0 <= axis < len(shape) and shape[axis] == frame.size:
+            dims[axis] = frame.name if frame.name != name else f"{name}_dim"
+    if len(event_dims) > len(shape):
+        raise SiteError(
+            f"dims= gives {len(event_dims)} names {list(event_dims)} for site {name!r} of shape "
+            f"{shape}."
+        )
+    if event_dims:
+        dims[len(dims) - len(event_dims) :] = event_dims
+    return tuple(dims)
+
+
+def is_improper(fn: Any) -> bool:
+    """Whether a distribution is a flat, improper prior."""
+    while hasattr(fn, "base_dist"):
+        fn = fn.base_dist
+    return type(fn).__name__ == "ImproperUniform"
+
+
+def _distribution_name(fn: Any) -> str:
+    while type(fn).__name__ in ("ExpandedDistribution", "Independent", "MaskedDistribution"):
+        fn = fn.base_dist
+    return type(fn).__name__
+
+
+def _cardinality(fn: Any) -> int:
+    """Number of values of one element of a finite discrete distribution, 0 if not finite."""
+    try:
+        return int(fn.enumerate_support(expand=False).shape[0])
+    except (NotImplementedError, AttributeError, TypeError, ValueError):
+        return 0
+
+
+def _check_observed_shape(name: str, fn: Any, shape: tuple[int, ...]) -> None:
+    try:
+        np.broadcast_shapes(shape, tuple(fn.shape()))
+    except ValueError:
+        raise DataError(
+            f"site {name!r} observes data of shape {shape}, but its distribution "
+            f"{_distribution_name(fn)} has shape {tuple(fn.shape())}. Check the plate's size and "
+            "the arguments' lengths."
+        ) from None
+
+
+def _first(flags: np.ndarray) -> tuple[int, ...]:
+    return tuple(int(i) for i in np.argwhere(flags)[0])
+
+
+_SUPPORT_TESTS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
+    "Boolean": lambda x: (x == 0) | (x == 1),
+    "IntegerNonnegative": lambda x: (x >= 0) & (x == np.floor(x)),
+    "IntegerPositive": lambda x: (x >= 1) & (x == np.floor(x)),
+    "Positive": lambda x: x > 0,
+    "Nonnegative": lambda x: x >= 0,
+    "UnitInterval": lambda x: (x >= 0) & (x <= 1),
+}
+
+
+def check_observed_values(site: Site, array: np.ndarray, argument: str) -> None:
+    """Refuse observed values the site's distribution gives no density to."""
+    bad = ~np.isfinite(array)
+    if bad.any():
+        raise DataError(
+            f"argument {argument!r}, observed at site {site.name!r}, has {int(bad.sum())} "
+            f"non-finite values (first at index {_first(bad)})."
+        )
+    test = _SUPPORT_TESTS.get(site.support.split("(")[0].strip("_"))
+    if test is not None and not (good := test(array)).all():
+        index = _first(~good)
+        raise DataError(
+            f"argument {argument!r}, observed at site {site.name!r}, has the value "
+            f"{array[index]} at index {index}, which is outside the support of "
+            f"{site.distribution} ({site.support})."
+        )

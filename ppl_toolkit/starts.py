@@ -1,0 +1,97 @@
+"""Where the chains start."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import numpy as np
+
+from ppl_toolkit.errors import CheckpointError, DataError, OptionError, SiteError
+from ppl_toolkit.program import Program
+
+__all__ = ["is_tree", "start_positions"]
+
+
+def is_tree(value: Any) -> bool:
+    """Whether ``value`` is a result (without importing xarray)."""
+    return type(value).__name__ == "DataTree"
+
+
+def start_positions(
+    program: Program, init: Any, chains: int, seed: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Flat starting points (chain, D), and which of them are given."""
+    positions = np.zeros((chains, program.size), program.precision)
+    nothing = np.zeros(chains, bool)
+    if init is None:
+        return positions, nothing
+    if is_tree(init):
+        if "sampler_state" not in init.children:
+            raise CheckpointError("init= is a result without sampler_state; pass a dictionary.")
+        have, need = init["sampler_state"].sizes.get("chain", 0), chains
+        if have != need:
+            raise OptionError(f"init= is a result of {have} chains; this run has chains={need}.")
+        return positions, nothing
+    if isinstance(init, str):
+        if init != "prior":
+            raise OptionError(f"init must be 'prior', a dictionary, or a result; got {init!r}.")
+        program.require_proper()
+        with program.context():
+            keys = jax.vmap(lambda c: jax.random.fold_in(jax.random.key(seed ^ 0x5EED), c))(
+                np.arange(chains)
+            )
+
+            def draw(key: Any, data: Any) -> Any:
+                return program.unconstrain(program.prior(key, data), data)
+
+            found = jax.jit(jax.vmap(draw, (0, None)))(keys, program.data)
+        return np.asarray(found), np.ones(chains, bool)
+    if not isinstance(init, Mapping):
+        raise OptionError(
+            f"init must be None, 'prior', a dictionary of site values or a result; got "
+            f"{type(init).__name__}."
+        )
+    return _positions_of(program, init, chains, seed), np.ones(chains, bool)
+
+
+def _positions_of(program: Program, init: Mapping[str, Any], chains: int, seed: int) -> np.ndarray:
+    """Flat positions of constrained site values; sites without one start at random."""
+    latent = {site.name: site for site in program.continuous}
+    unknown = [name for name in init if name not in latent]
+    if unknown:
+        raise SiteError(f"init= names {unknown}; the continuous latent sites are {list(latent)}.")
+    values = {}
+    for name, value in init.items():
+        array = np.asarray(value, program.precision)
+        shape = latent[name].shape
+        if not np.isfinite(array).all():
+            raise DataError(f"init[{name!r}] has non-finite values.")
+        if array.shape == (chains, *shape):
+            values[name] = array
+        elif array.shape == shape:
+            values[name] = np.broadcast_to(array, (chains, *shape))
+        else:
+            raise SiteError(
+                f"init[{name!r}] has shape {array.shape}; site {name!r} needs {shape}, or "
+                f"{(chains, *shape)} with one value per chain."
+            )
+    rng = np.random.default_rng(seed)
+    random_points = rng.uniform(-2, 2, (chains, program.size)).astype(program.precision)
+
+    def unconstrained(value: Any, point: Any, data: Any) -> Any:
+        return program.unconstrain({**program.constrain(point, data), **value}, data)
+
+    with program.context():
+        found = np.asarray(
+            jax.jit(jax.vmap(unconstrained, (0, 0, None)))(values, random_points, program.data)
+        )
+    for site in program.continuous:
+        part = found[:, site.offset : site.offset + site.unconstrained_size]
+        if site.name in init and not np.isfinite(part).all():
+            raise SiteError(
+                f"init[{site.name!r}] lies outside the support of {site.distribution} "
+                f"({site.support})."
+            )
+    return found
