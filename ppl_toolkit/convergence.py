@@ -247,7 +247,7 @@ def convergence(x: ArrayLike, tail_prob: float | Sequence[float] = _TAIL) -> dic
 
     Returns:
         Arrays of the trailing shape under the keys mean, sd (the standard deviation of the draws
-        themselves, with divisor S, as ``arviz.summary`` has it), mcse_mean, mcse_sd, ess_bulk,
+        themselves, with divisor S - 1, as ``arviz.summary`` has it), mcse_mean, mcse_sd, ess_bulk,
         ess_tail and r_hat. Mean and sd need one draw, the others four.
 
     Raises:
@@ -264,7 +264,8 @@ def convergence(x: ArrayLike, tail_prob: float | Sequence[float] = _TAIL) -> dic
 
     def kernel(block: _Array) -> tuple[_Array, ...]:
         moments = _moments(block)
-        sd = np.sqrt(moments.variance)
+        size = block[0].size
+        sd = np.sqrt(moments.variance * size / max(size - 1, 1))
         if block.shape[-1] < _MIN_DRAWS:
             return (moments.mean, sd, *(_undefined(block) for _ in names[2:]))
         split = _Split.of(block)

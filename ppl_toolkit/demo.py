@@ -29,8 +29,8 @@ WEIGHTS = np.array(
         [157, 205, 248, 289, 316], [137, 180, 219, 258, 291], [153, 200, 244, 286, 324],
     ],
     dtype=float,
-)  # fmt: skip
-"""Weights in grams, shape (30 rats, 5 weighings)."""
+).T  # fmt: skip
+"""Weights in grams, shape (5 weighings, 30 rats)."""
 
 
 def growth(days: Any, weight: Any = None, rats: int = 30) -> None:
@@ -38,7 +38,7 @@ def growth(days: Any, weight: Any = None, rats: int = 30) -> None:
 
     Args:
         days: ages in days, shape (5,).
-        weight: weights in grams, shape (rats, 5), or None to predict them.
+        weight: weights in grams, shape (5, rats), or None to predict them.
         rats: number of rats.
     """
     import numpyro
@@ -49,10 +49,10 @@ def growth(days: Any, weight: Any = None, rats: int = 30) -> None:
     intercept_sd = numpyro.sample("intercept_sd", dist.HalfNormal(50.0))
     slope_sd = numpyro.sample("slope_sd", dist.HalfNormal(5.0))
     noise = numpyro.sample("noise", dist.HalfNormal(20.0))
-    with numpyro.plate("rat", rats, dim=-2):
+    with numpyro.plate("rat", rats, dim=-1):
         a = numpyro.sample("a", dist.Normal(intercept, intercept_sd))
         b = numpyro.sample("b", dist.Normal(slope, slope_sd))
-        with numpyro.plate("day", days.shape[0], dim=-1):
-            mean = a + b * (days - 22.0)
+        with numpyro.plate("day", days.shape[0], dim=-2):
+            mean = a + b * (days[:, None] - 22.0)
             numpyro.sample("weight", dist.Normal(mean, noise), obs=weight)
     numpyro.deterministic("birth_weight", intercept - 22.0 * slope)

@@ -282,9 +282,15 @@ def _run(
             run.restore(old, fresh_data=stored is None)
         _require_started(call, run, positions, given)
         outcome = run.chunks(
-            sink, shown, start=start, warmup=call.warmup, total=total, chunk=call.chunk
+            sink,
+            shown,
+            start=start,
+            warmup=call.warmup,
+            total=total,
+            warmup_steps=int(before.get("warmup_steps", 0)),
+            chunk=call.chunk,
         )
-    attributes = _attributes(call, identity, outcome, compile_seconds, before)
+    attributes = _attributes(call, identity, outcome, compile_seconds)
     tree = _labelled(call, sink, outcome, attributes, kept)
     if outcome.error is not None:
         error = SamplingError(
@@ -350,7 +356,6 @@ def _attributes(
     identity: Mapping[str, Any],
     outcome: Outcome,
     compile_seconds: float,
-    before: Mapping[str, Any],
 ) -> dict[str, Any]:
     """Root attributes: strings and numbers that make the run reproducible."""
     program = call.program
@@ -360,7 +365,7 @@ def _attributes(
         "time_compile": compile_seconds,
         "time_warmup": outcome.timing.warmup,
         "time_sampling": outcome.timing.sampling,
-        "n_gradient_evaluations_warmup": int(before.get("warmup_steps", 0)) + outcome.warmup_steps,
+        "n_gradient_evaluations_warmup": outcome.warmup_steps,
         "backend": call.devices[0].platform,
         "device_kind": call.devices[0].device_kind,
         "n_devices": len(call.devices),

@@ -21,10 +21,18 @@ import numpyro
 from numpyro import handlers
 from numpyro.distributions import MaskedDistribution, biject_to, constraints
 from numpyro.distributions.util import sum_rightmost
+from numpyro.primitives import Messenger
 
 from ppl_toolkit.arguments import Arguments
-from ppl_toolkit.errors import DataBakedWarning, DataError, MethodError, ModelError, SiteError
-from ppl_toolkit.sites import Site, check_observed_values, is_improper, read_site
+from ppl_toolkit.errors import (
+    DataBakedWarning,
+    DataError,
+    MethodError,
+    ModelError,
+    PPLError,
+    SiteError,
+)
+from ppl_toolkit.sites import Site, check_observed_values, first_index, is_improper, read_site
 from ppl_toolkit.tracing import CONCRETE_VALUE_ERRORS, Traced, closed_over_arrays, label, user_line
 
 __all__ = ["Program"]
@@ -119,9 +127,9 @@ class Program:
     def _call(self, data: Sequence[Any], key: Any, model: Callable | None = None) -> None:
         """Run the (handled) model on ``data``; ``key`` seeds whatever no handler fixes."""
         count = len(self.arguments.arrays)
-        arrays = self.arguments.arrays if self.baked else data[:count]
+        arrays = self.arguments.arrays if self.baked else [jnp.asarray(x) for x in data[:count]]
         args, kwargs = self.arguments.rebuild(arrays)
-        indices = dict(zip(self._subsamples, data[count:], strict=True))
+        indices = dict(zip(self._subsamples, map(jnp.asarray, data[count:]), strict=True))
         handled = handlers.seed(model or self.model, key)
         if indices:
             handled = handlers.substitute(handled, data=indices)
@@ -141,8 +149,8 @@ class Program:
         sites: dict[str, Site] = {}
         subsamples: dict[str, tuple[int, int]] = {}
 
-        def run(data: tuple, key: Any) -> None:
-            trace = self._trace(data, key, _positive_shapes)
+        def run(data: tuple) -> None:
+            trace = self._trace(data, _fixed_key(), _positive_shapes)
             offset = 0
             for name, message in trace.items():
                 if message["type"] == "plate":
@@ -155,13 +163,18 @@ class Program:
                     offset += site.unconstrained_size if site.offset >= 0 else 0
 
         try:
-            jax.eval_shape(run, self.data, jax.random.key(0))
-        except (*CONCRETE_VALUE_ERRORS, DataError, MethodError):
+            jax.eval_shape(run, self.data)
+        except (*CONCRETE_VALUE_ERRORS, PPLError):
             raise
         except Exception as error:
-            raise ModelError(
+            seen = (
                 f"{label(self.model)} raised {type(error).__name__} at {user_line(error)}: {error}"
-            ) from error
+            )
+            if empty := [
+                n for n, x in zip(self.arguments.names, self.data, strict=True) if not x.size
+            ]:
+                raise DataError(f"arguments {empty} are empty: there is no data. {seen}") from None
+            raise ModelError(seen) from None
         self._subsamples = tuple(subsamples)
         rng = np.random.default_rng(0)
         self.data = self.arguments.arrays + tuple(
@@ -177,7 +190,7 @@ class Program:
                 count = int(np.isnan(array).sum())
                 raise DataError(
                     f"argument {name!r} has {count} NaN of {array.size} values (first at index "
-                    f"{_first(np.isnan(array))}). Drop or impute those rows, or mark them with "
+                    f"{first_index(np.isnan(array))}). Drop or impute those rows, or mark them with "
                     "numpyro.handlers.mask or obs_mask=."
                 )
         for site in sites.values():
@@ -229,6 +242,7 @@ class Program:
 
     def unravel(self, position: Any) -> dict[str, Any]:
         """The flat vector (D,) as unconstrained arrays by site."""
+        position = jnp.asarray(position)
         return {
             site.name: position[site.offset : site.offset + site.unconstrained_size].reshape(
                 site.unconstrained_shape
@@ -352,7 +366,7 @@ class Program:
         trace = self._trace(
             data,
             key,
-            handlers.uncondition,
+            _redraw,
             functools.partial(handlers.substitute, data=fixed),
         )
         return {
@@ -430,7 +444,7 @@ class Program:
             with self.context():
                 example: Any
                 if name == "prior":
-                    example = jax.random.key(0)
+                    example = jax.eval_shape(_fixed_key)
                 elif name in ("log_configuration", "configuration"):
                     example = np.asarray(0)
                 else:
@@ -498,6 +512,19 @@ def _transformed(values: Mapping[str, Any], message: dict) -> Any:
     rightmost = jnp.ndim(log_det) - jnp.ndim(x) + len(message["fn"].event_shape)
     numpyro.factor(f"{message['name']}{_LOG_DET}", sum_rightmost(log_det, rightmost))
     return x
+
+
+class _redraw(Messenger):
+    """Turns observed sites into sites to draw, of the shape that was observed."""
+
+    def process_message(self, message: dict) -> None:
+        if message["type"] != "sample" or not message["is_observed"] or _auxiliary(message):
+            return
+        fn, shape = message["fn"], jnp.shape(message["value"])
+        batch = shape[: len(shape) - fn.event_dim]
+        if batch != fn.batch_shape:
+            message["fn"] = fn.expand(batch)
+        message |= {"value": None, "is_observed": False}
 
 
 def _is_real(support: Any) -> bool:

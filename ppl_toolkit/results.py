@@ -79,7 +79,9 @@ def draws_dataset(
     first_draw: int = 0,
 ) -> xarray.Dataset:
     """Arrays (chain, draw, ...) by site as a dataset with the program's dimension names."""
-    labelled = dataset(values, _dims_of(program), coords, ("chain", "draw"))
+    order = {name: i for i, name in enumerate(program.sites)}
+    ordered = dict(sorted(values.items(), key=lambda item: order.get(item[0], len(order))))
+    labelled = dataset(ordered, _dims_of(program), coords, ("chain", "draw"))
     if first_draw and "draw" in labelled:
         labelled = labelled.assign_coords(draw=labelled["draw"] + first_draw)
     return labelled
@@ -461,7 +463,7 @@ def predict(
         raise SiteError("resample= names every latent site; nothing of the result is left.")
     example = {k: jax.ShapeDtypeStruct(v.shape[2:], v.dtype) for k, v in values.items()}
     with program.context():
-        traced = Traced.of(program.predict, jax.random.key(0), example, program.data)
+        traced = Traced.of(program.predict, _example_key(), example, program.data)
     drawn = _over_draws(program, traced, values, _seed(seed), "predict")
     coords = _coords_of(tree, program)
     same = program.data_hash == tree.attrs.get("data_hash")
@@ -504,7 +506,7 @@ def log_likelihood(
         return program.log_terms(values, data)
 
     with program.context():
-        traced = Traced.of(terms, jax.random.key(0), example, program.data)
+        traced = Traced.of(terms, _example_key(), example, program.data)
     scores = _over_draws(program, traced, values, 0, "log_terms")
     coords = _coords_of(tree, program)
     groups = {}
@@ -527,6 +529,11 @@ def _with_groups(tree: xarray.DataTree, groups: Mapping[str, xarray.Dataset]) ->
         sampled = {"sample_dims": ["chain", "draw"]} if "draw" in group.dims else {}
         new[name] = xarray.DataTree(group.assign_attrs(run_attributes(**sampled)))
     return new
+
+
+def _example_key() -> Any:
+    """The type of a key, without making one (which would compile)."""
+    return jax.eval_shape(lambda: jax.random.key(0))
 
 
 def _seed(seed: int) -> int:

@@ -50,7 +50,7 @@ class Sink(Protocol):
     def append(self, block: Block) -> None:
         """Take the draws of one chunk."""
 
-    def commit(self, state: Callable[[], Any], iteration: int) -> None:
+    def commit(self, state: Callable[[], Any], iteration: int, warmup_steps: int) -> None:
         """Make everything appended so far, and the sampler's state, durable."""
 
 
@@ -419,6 +419,7 @@ class Run:
         start: int,
         warmup: int,
         total: int,
+        warmup_steps: int = 0,
         chunk: int | None = None,
     ) -> Outcome:
         """Run iterations ``start`` to ``total``, the first ``warmup`` of them being warm-up.
@@ -429,7 +430,7 @@ class Run:
         """
         iteration, length = start, chunk or 16
         seconds = {"warmup": 0.0, "sampling": 0.0}
-        steps, error = 0, None
+        steps, error = warmup_steps, None
         with concurrent.futures.ThreadPoolExecutor(self.threads) as pool, _Interrupts() as stop:
             while iteration < total and not stop.requested:
                 collect = iteration >= warmup
@@ -448,7 +449,7 @@ class Run:
                     sink.append(block)
                 else:
                     steps += int(np.sum(block.stats.get("n_steps", 0)))
-                sink.commit(self.state, iteration)
+                sink.commit(self.state, iteration, steps)
                 progress.update(iteration, block.stats)
                 if chunk is None:
                     ideal = int(count * _CHUNK_SECONDS / max(elapsed, 1e-6))
@@ -500,7 +501,7 @@ class MemorySink:
     def append(self, block: Block) -> None:
         self.blocks.append(block)
 
-    def commit(self, state: Callable[[], Any], iteration: int) -> None:
+    def commit(self, state: Callable[[], Any], iteration: int, warmup_steps: int) -> None:
         pass
 
     def block(self) -> Block | None:

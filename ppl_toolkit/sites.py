@@ -12,7 +12,7 @@ from numpyro.distributions import MaskedDistribution, biject_to
 
 from ppl_toolkit.errors import DataError, SiteError
 
-__all__ = ["Site", "check_observed_values", "is_improper", "read_site"]
+__all__ = ["Site", "check_observed_values", "first_index", "is_improper", "read_site"]
 
 
 class Site(NamedTuple):
@@ -172,7 +172,8 @@ def _check_observed_shape(name: str, fn: Any, shape: tuple[int, ...]) -> None:
         ) from None
 
 
-def _first(flags: np.ndarray) -> tuple[int, ...]:
+def first_index(flags: np.ndarray) -> tuple[int, ...]:
+    """The index of the first True."""
     return tuple(int(i) for i in np.argwhere(flags)[0])
 
 
@@ -192,11 +193,11 @@ def check_observed_values(site: Site, array: np.ndarray, argument: str) -> None:
     if bad.any():
         raise DataError(
             f"argument {argument!r}, observed at site {site.name!r}, has {int(bad.sum())} "
-            f"non-finite values (first at index {_first(bad)})."
+            f"non-finite values (first at index {first_index(bad)})."
         )
     test = _SUPPORT_TESTS.get(site.support.split("(")[0].strip("_"))
     if test is not None and not (good := test(array)).all():
-        index = _first(~good)
+        index = first_index(~good)
         raise DataError(
             f"argument {argument!r}, observed at site {site.name!r}, has the value "
             f"{array[index]} at index {index}, which is outside the support of "

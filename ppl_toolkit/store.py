@@ -177,9 +177,14 @@ class ZarrSink:
                 array[:, self.draws : self.draws + count] = value
         self.draws += count
 
-    def commit(self, state: Callable[[], Any], iteration: int) -> None:
+    def commit(self, state: Callable[[], Any], iteration: int, warmup_steps: int) -> None:
         """Make the draws so far and the state durable, by one atomic rename."""
-        manifest = {**self.manifest, "iteration": iteration, "draws": self.draws}
+        manifest = {
+            **self.manifest,
+            "iteration": iteration,
+            "draws": self.draws,
+            "warmup_steps": warmup_steps,
+        }
         _write_checkpoint(self.path, manifest, state_arrays(state()))
 
     def finish(

@@ -461,7 +461,8 @@ def transform_reparam(y):
             theta = numpyro.sample(
                 "theta", dist.TransformedDistribution(dist.Normal(0.0, 1.0), affine)
             )
-    numpyro.sample("y", dist.Normal(theta[:, None], 1.0).to_event(1), obs=y)
+    mean = jnp.broadcast_to(theta[:, None], y.shape)
+    numpyro.sample("y", dist.Normal(mean, 1.0).to_event(1), obs=y)
 
 
 @_pattern(lambda rng: _call(rng.normal(size=12)))
