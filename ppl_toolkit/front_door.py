@@ -499,7 +499,13 @@ def _choose(method: str | Method, program: Program, stored: Checkpoint | None) -
         return method_named("enumeration")(), (
             f"Enumeration: all latent sites are discrete, with {count:,} joint values."
         )
-    return method_named("nuts")(), (f"NUTS: all latent sites are continuous (D = {program.size}).")
+    if program.marginalised:
+        names = [site.name for site in program.discrete]
+        return method_named("nuts")(), (
+            f"NUTS: continuous latent sites (D = {program.size}); the discrete sites {names} are "
+            "summed out exactly."
+        )
+    return method_named("nuts")(), f"NUTS: all latent sites are continuous (D = {program.size})."
 
 
 def _init_options(attributes: Mapping[str, Any]) -> dict[str, Any]:

@@ -33,7 +33,14 @@ from ppl_toolkit.errors import (
     SiteError,
 )
 from ppl_toolkit.sites import Site, check_observed_values, first_index, is_improper, read_site
-from ppl_toolkit.tracing import CONCRETE_VALUE_ERRORS, Traced, closed_over_arrays, label, user_line
+from ppl_toolkit.tracing import (
+    CONCRETE_VALUE_ERRORS,
+    Traced,
+    closed_over_arrays,
+    dependents,
+    label,
+    user_line,
+)
 
 __all__ = ["Program"]
 
@@ -81,6 +88,7 @@ class Program:
         self.arguments = Arguments.of(model, args, kwargs or {}, precision)
         self.data: tuple[np.ndarray, ...] = self.arguments.arrays
         self.baked = False
+        self._plate_dims = 0
         self._traced: dict[str, Traced] = {}
         self._subsamples: tuple[str, ...] = ()
         self.user_dims = {k: list(v) for k, v in (dims or {}).items()}
@@ -157,6 +165,8 @@ class Program:
                     size, subsample = message["args"]
                     if subsample is not None and subsample != size:
                         subsamples[name] = (size, subsample)
+                for frame in message.get("cond_indep_stack") or ():
+                    self._plate_dims = max(self._plate_dims, -frame.dim)
                 site = read_site(message, data, offset, self.user_dims.get(name, ()))
                 if site is not None:
                     sites[name] = site
@@ -167,12 +177,10 @@ class Program:
         except (*CONCRETE_VALUE_ERRORS, PPLError):
             raise
         except Exception as error:
-            seen = (
-                f"{label(self.model)} raised {type(error).__name__} at {user_line(error)}: {error}"
-            )
-            if empty := [
-                n for n, x in zip(self.arguments.names, self.data, strict=True) if not x.size
-            ]:
+            kind = type(error).__name__
+            seen = f"{label(self.model)} raised {kind} at {user_line(error)}: {error}"
+            arguments = zip(self.arguments.names, self.data, strict=True)
+            if empty := [name for name, array in arguments if not array.size]:
                 raise DataError(f"arguments {empty} are empty: there is no data. {seen}") from None
             raise ModelError(seen) from None
         self._subsamples = tuple(subsamples)
@@ -187,11 +195,11 @@ class Program:
         masked = any(site.masked for site in sites.values())
         for name, array in zip(self.arguments.names, self.arguments.arrays, strict=True):
             if array.dtype.kind == "f" and not masked and np.isnan(array).any():
-                count = int(np.isnan(array).sum())
+                flags = np.isnan(array)
                 raise DataError(
-                    f"argument {name!r} has {count} NaN of {array.size} values (first at index "
-                    f"{first_index(np.isnan(array))}). Drop or impute those rows, or mark them with "
-                    "numpyro.handlers.mask or obs_mask=."
+                    f"argument {name!r} has {int(flags.sum())} NaN of {array.size} values (first "
+                    f"at index {first_index(flags)}). Drop or impute those rows, or mark them "
+                    "with numpyro.handlers.mask or obs_mask=."
                 )
         for site in sites.values():
             if site.kind != "observed":
@@ -285,9 +293,23 @@ class Program:
         Returns:
             A scalar, equal to minus NumPyro's `potential_energy`.
         """
+        if self.marginalised:
+            return self._marginal_log_density(position, data)
         self._require_continuous()
         scores, _ = self._scores(data, self._at(position))
         return sum((jnp.sum(score) for score in scores.values()), start=0.0)
+
+    def _marginal_log_density(self, position: Any, data: Sequence[Any]) -> Any:
+        """The same with the finite discrete sites summed out by variable elimination (funsor)."""
+        from numpyro.contrib.funsor import config_enumerate, enum, log_density
+
+        def model() -> None:
+            self._call(data, _fixed_key(), self._at(position)(config_enumerate(self.model)))
+
+        enumerated = enum(model, first_available_dim=-self._plate_dims - 1)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)
+            return log_density(enumerated, (), {}, {})[0]
 
     def log_prior(self, position: Any, data: Sequence[Any]) -> dict[str, Any]:
         """Elementwise log prior density of every latent site, on the constrained space."""
@@ -311,6 +333,12 @@ class Program:
         scores, _ = self._scores(data, functools.partial(handlers.substitute, data=dict(values)))
         return {name: scores[name] for name, site in self.sites.items() if name in scores}
 
+    @property
+    def marginalised(self) -> bool:
+        """Whether discrete sites are summed out of `log_density`: finite ones beside continuous."""
+        finite = all(site.cardinality for site in self.discrete)
+        return bool(self.discrete) and bool(self.continuous) and finite
+
     def _require_continuous(self, method: str = "a gradient-based method") -> None:
         if self.discrete:
             names = [site.name for site in self.discrete]
@@ -325,9 +353,27 @@ class Program:
 
     def constrain(self, position: Any, data: Sequence[Any]) -> dict[str, Any]:
         """Latent and deterministic sites at a flat unconstrained vector."""
-        self._require_continuous()
         trace = self._trace(data, _fixed_key(), self._at(position))
-        return self._values(trace)
+        values = self._values(trace)
+        if not self.marginalised:
+            return values
+        summed_out = {site.name for site in self.discrete} | set(self._functions_of_discrete)
+        return {name: value for name, value in values.items() if name not in summed_out}
+
+    @functools.cached_property
+    def _functions_of_discrete(self) -> tuple[str, ...]:
+        """Deterministic sites that depend on discrete latent sites: without a value once summed."""
+
+        def complete(discrete: Any, continuous: Any, data: Any) -> Any:
+            return self.complete({**discrete, **continuous}, data)
+
+        shapes = {s.name: jax.ShapeDtypeStruct(s.shape, s.dtype) for s in self.latent}
+        discrete = {s.name: shapes[s.name] for s in self.discrete}
+        rest = {s.name: shapes[s.name] for s in self.continuous}
+        with self.context():
+            closed, out = jax.make_jaxpr(complete, return_shape=True)(discrete, rest, self.data)
+        touched = dependents(closed.jaxpr, len(jax.tree.leaves(discrete)))
+        return tuple(name for name, flag in zip(sorted(out), touched, strict=True) if flag)
 
     def complete(self, values: Mapping[str, Any], data: Sequence[Any]) -> dict[str, Any]:
         """Latent and deterministic sites at constrained ``values`` of the latent sites."""
@@ -416,12 +462,29 @@ class Program:
 
     def require_gradients(self, method: str) -> None:
         """Refuse programs that a gradient-based method cannot serve."""
-        self._require_continuous(method)
+        if self.marginalised:
+            self._require_summable(method)
+        else:
+            self._require_continuous(method)
         if not self.size:
             raise MethodError(
                 f"{label(self.model)} has no latent site to infer: every sample site is "
                 "observed. Remove obs= from what you want to learn."
             )
+
+    def _require_summable(self, method: str) -> None:
+        """Refuse models whose discrete sites funsor cannot sum out, such as chains in a scan."""
+        try:
+            with self.context():
+                self.traced("log_density")
+        except Exception as error:
+            names = [site.name for site in self.discrete]
+            raise MethodError(
+                f"{method} cannot serve this model: NumPyro and funsor cannot sum out the discrete "
+                f"sites {names} ({type(error).__name__}: {error}). Sum them out in the model: a "
+                "forward recursion and numpyro.factor for chains in a scan, "
+                "numpyro.distributions.MixtureSameFamily for mixtures."
+            ) from None
 
     def require_proper(self) -> None:
         """Refuse programs whose prior cannot be drawn from."""

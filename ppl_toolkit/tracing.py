@@ -12,7 +12,14 @@ import jax
 import numpy as np
 from jax.extend import core as jax_core
 
-__all__ = ["CONCRETE_VALUE_ERRORS", "Traced", "closed_over_arrays", "label", "user_line"]
+__all__ = [
+    "CONCRETE_VALUE_ERRORS",
+    "Traced",
+    "closed_over_arrays",
+    "dependents",
+    "label",
+    "user_line",
+]
 
 CONCRETE_VALUE_ERRORS = (
     jax.errors.ConcretizationTypeError,
@@ -47,6 +54,15 @@ class Traced(NamedTuple):
     def text(self) -> str:
         """A text that determines the computation up to the values of ``consts``."""
         return f"{self.jaxpr}{self.out_tree}"
+
+
+def dependents(jaxpr: Any, count: int) -> list[bool]:
+    """Which outputs of a jaxpr may depend on its first ``count`` inputs."""
+    touched = set(jaxpr.invars[:count])
+    for equation in jaxpr.eqns:
+        if any(v in touched for v in equation.invars if not hasattr(v, "val")):
+            touched.update(equation.outvars)
+    return [not hasattr(v, "val") and v in touched for v in jaxpr.outvars]
 
 
 def label(model: Callable) -> str:

@@ -53,6 +53,12 @@ def mixed(y):
     numpyro.sample("y", dist.Normal(m + k, 1), obs=y)
 
 
+def unbounded_beside_continuous(y):
+    k = numpyro.sample("k", dist.Poisson(3.0))
+    m = numpyro.sample("m", dist.Normal(0, 1))
+    numpyro.sample("y", dist.Normal(m + k, 1), obs=y)
+
+
 def unbounded(y):
     k = numpyro.sample("k", dist.Poisson(3.0))
     numpyro.sample("y", dist.Normal(k, 1), obs=y)
@@ -127,7 +133,7 @@ CASES = {
     "negative counts": (lambda: infer(counts, np.array([1, -2])), DataError, r"-2 at index \(1,\)"),
     "fractional counts": (lambda: infer(counts, np.array([1.0, 0.5])), DataError, "outside"),
     "Bernoulli of 2": (lambda: infer(chances, np.array([0, 1, 2])), DataError, "outside"),
-    "negative waiting time": (lambda: infer(waits, np.array([1.0, -1.0])), DataError, "Exponential"),
+    "negative waiting": (lambda: infer(waits, np.array([1.0, -1.0])), DataError, "Exponential"),
     "list observed": (lambda: infer(only_data_and_mean, [1.0, 2.0]), DataError, "np.asarray"),
     "array of objects": (lambda: infer(conjugate, tables()), DataError, "dtype object"),
     "complex data": (lambda: infer(conjugate, np.ones(3) * 1j), DataError, "complex"),
@@ -153,8 +159,14 @@ CASES = {
     "metric unknown": (lambda: ppl.NUTS(metric="low"), OptionError, "'diagonal' or 'dense'"),
     "depth 0": (lambda: ppl.NUTS(max_depth=0), OptionError, "max_depth"),
     "steps 0": (lambda: ppl.HMC(steps=0), OptionError, "steps"),
-    "NUTS on discrete": (lambda: infer(mixed, 1.0, method="nuts"), MethodError, r"\['k'\].*discrete"),
-    "auto on mixed": (lambda: infer(mixed, 1.0), MethodError, r"\['k'\]"),
+    "NUTS on counts": (
+        lambda: infer(unbounded_beside_continuous, 1.0, method="nuts"),
+        MethodError, r"\['k'\] are discrete",
+    ),
+    "auto on counts": (lambda: infer(unbounded_beside_continuous, 1.0), MethodError, r"\['k'\]"),
+    "enumeration beside continuous": (
+        lambda: infer(mixed, 1.0, method="enumeration"), MethodError, r"\['m'\] are continuous",
+    ),
     "enumeration on continuous": (
         lambda: schools(method="enumeration"), MethodError, "method='nuts'",
     ),

@@ -9,7 +9,7 @@ import numpy as np
 import numpyro
 import numpyro.distributions as dist
 import pytest
-from model_patterns import PATTERNS
+from model_patterns import ENUMERATED, PATTERNS
 from numpyro import handlers
 from numpyro.infer.util import potential_energy
 
@@ -107,6 +107,37 @@ def test_values_invert_parts_add_up_and_predictions_have_the_sites_shapes(patter
     np.testing.assert_allclose(
         sum(np.sum(part) for part in parts), found["joint"], rtol=1e-9, atol=1e-9
     )
+
+
+SUMMABLE = [p for p in ENUMERATED if "hmm" not in p.name]
+CHAINS = [p for p in ENUMERATED if "hmm" in p.name]
+
+
+@pytest.mark.parametrize("pattern", CHAINS, ids=lambda p: p.name)
+def test_discrete_chains_in_a_scan_are_refused_with_the_remedy(pattern):
+    """NumPyro 0.22 with funsor 0.4.8 fails on them; the error says what to do instead."""
+    with pytest.raises(MethodError, match=r"(?s)\['z'\].*forward recursion"):
+        program_of(pattern).require_gradients("NUTS")
+
+
+@pytest.mark.parametrize("pattern", SUMMABLE, ids=lambda p: p.name)
+def test_summing_out_discrete_sites_equals_the_model_summed_out_by_hand(pattern):
+    """Enumeration against the marginal model, under jit, on two data sets of one shape."""
+    program = program_of(pattern)
+    other = program_of(pattern, pattern.new_args, pattern.new_kwargs)
+    by_hand = Program(pattern.marginal, pattern.args, pattern.kwargs)
+    by_hand_other = Program(pattern.marginal, pattern.new_args, pattern.new_kwargs)
+    assert program.marginalised
+    assert [s.name for s in program.continuous] == [s.name for s in by_hand.continuous]
+    with program.context():
+        ours = jax.jit(jax.value_and_grad(program.log_density))
+        theirs = jax.jit(jax.value_and_grad(by_hand.log_density))
+        for one, two in ((program, by_hand), (other, by_hand_other)):
+            for position in points(program):
+                value, gradient = ours(position, one.data)
+                expected, slope = theirs(position, two.data)
+                np.testing.assert_allclose(value, expected, rtol=1e-12, atol=1e-12)
+                np.testing.assert_allclose(gradient, slope, rtol=1e-9, atol=1e-9)
 
 
 def regression(x, y=None):
