@@ -261,7 +261,7 @@ def subsampled_plate_given_indices(x, y, index):
     """A minibatch whose indices are data."""
     slope = numpyro.sample("slope", dist.Normal(0.0, 1.0))
     with (
-        handlers.substitute(data={"n": index}),
+        handlers.substitute(data={"n": jnp.asarray(index)}),
         numpyro.plate("n", x.shape[0], subsample_size=index.shape[0]),
     ):
         x_batch = numpyro.subsample(x, event_dim=0)
@@ -432,8 +432,8 @@ def centered_as_given(centered, y):
     mu = numpyro.sample("mu", dist.Normal(0.0, 1.0))
     tau = numpyro.sample("tau", dist.HalfNormal(1.0))
     reparameterised = LocScaleReparam(jnp.asarray(centered), shape_params=("df",))
-    with numpyro.plate("n", y.shape[0]), handlers.reparam(config={"theta": reparameterised}):
-        theta = numpyro.sample("theta", dist.StudentT(5.0, mu, tau))
+    with handlers.reparam(config={"theta": reparameterised}), numpyro.plate("n", y.shape[0]):
+        theta = numpyro.sample("theta", dist.StudentT(5.0, mu * jnp.ones(y.shape[0]), tau))
     numpyro.sample("y", dist.Normal(theta, 1.0), obs=y)
 
 
@@ -467,8 +467,8 @@ def transform_reparam(y):
 
 @_pattern(lambda rng: _call(rng.normal(size=12)))
 def explicit_reparam(y):
-    """ExplicitReparam with a transform of choice."""
-    config = {"sigma": ExplicitReparam(transforms.ExpTransform())}
+    """ExplicitReparam: the latent is the logarithm of the site."""
+    config = {"sigma": ExplicitReparam(transforms.ExpTransform().inv)}
     with handlers.reparam(config=config):
         sigma = numpyro.sample("sigma", dist.Gamma(2.0, 2.0))
     numpyro.sample("y", dist.Normal(0.0, sigma), obs=y)
@@ -638,7 +638,7 @@ def zero_sum_normal(group, y):
 
 @_pattern(lambda rng: _call(rng.normal(size=(5, 6))))
 def expanded_events(y):
-    """expand and to_event: a matrix latent without plates."""
+    """Expand and to_event: a matrix latent without plates."""
     matrix = numpyro.sample("matrix", dist.Normal(0.0, 1.0).expand([5, 2]).to_event(2))
     weights = numpyro.sample("weights", dist.Laplace(jnp.zeros((2, 6)), 1.0).to_event(2))
     numpyro.sample("y", dist.Normal(matrix @ weights, 1.0).to_event(2), obs=y)
@@ -780,8 +780,8 @@ def panel_scan(y, control):
 
 
 @_pattern(lambda rng: _call(rng.normal(size=12).cumsum(), 4))
-def forecasting_scan(y, horizon):
-    """NumPyro's scan past the end of the data, observed in part by condition."""
+def conditioned_scan(y, horizon):
+    """NumPyro's scan of given length, observed by condition from outside; then a forecast."""
     scale = numpyro.sample("scale", dist.HalfNormal(1.0))
 
     def transition(level, _):
@@ -789,9 +789,11 @@ def forecasting_scan(y, horizon):
         numpyro.sample("y", dist.Normal(level, 1.0))
         return level, None
 
-    with handlers.condition(data={"y": y}):
+    with handlers.condition(data={"y": jnp.asarray(y)}):
         level, _ = scan(transition, 0.0, None, length=y.shape[0])
-    numpyro.deterministic("forecast", level + jnp.zeros(horizon))
+    with numpyro.plate("horizon", horizon):
+        increment = numpyro.sample("increment", dist.Normal(0.0, scale))
+    numpyro.deterministic("forecast", level + jnp.cumsum(increment))
 
 
 @_pattern(lambda rng: _call(rng.normal(size=15).cumsum()))
@@ -854,9 +856,8 @@ def bayesian_neural_network(x, y, width):
         numpyro.sample("y", dist.Normal(hidden[:, 0], sigma), obs=y)
 
 
-# Discrete latents, and the same summed out by hand
-
-_PARALLEL = {"enumerate": "parallel"}
+# Discrete latents, and the same summed out by hand. NumPyro writes to the `infer` dictionary of a
+# site, so that each site is given its own.
 
 
 def _mixture_prior():
@@ -877,7 +878,7 @@ def enumerated_mixture(y):
     """A mixture with one label per observation."""
     weight, mu = _mixture_prior()
     with numpyro.plate("n", y.shape[0]):
-        z = numpyro.sample("z", dist.Categorical(probs=weight), infer=_PARALLEL)
+        z = numpyro.sample("z", dist.Categorical(probs=weight), infer={"enumerate": "parallel"})
         numpyro.sample("y", dist.Normal(mu[z], 1.0), obs=y)
 
 
@@ -892,7 +893,7 @@ def enumerated_groups(y):
     """One label per group, shared by the observations of a nested plate."""
     weight, mu = _mixture_prior()
     with numpyro.plate("group", y.shape[1]):
-        z = numpyro.sample("z", dist.Categorical(probs=weight), infer=_PARALLEL)
+        z = numpyro.sample("z", dist.Categorical(probs=weight), infer={"enumerate": "parallel"})
         with numpyro.plate("member", y.shape[0]):
             numpyro.sample("y", dist.Normal(mu[z], 1.0), obs=y)
 
@@ -913,8 +914,10 @@ def enumerated_occupancy(y):
     psi = numpyro.sample("psi", dist.Beta(1.0, 1.0))
     p = numpyro.sample("p", dist.Beta(1.0, 1.0))
     with numpyro.plate("site", y.shape[1]):
-        present = numpyro.sample("present", dist.Bernoulli(probs=psi), infer=_PARALLEL)
-        detection = jnp.where(present == 1, p, 1e-300)
+        present = numpyro.sample(
+            "present", dist.Bernoulli(probs=psi), infer={"enumerate": "parallel"}
+        )
+        detection = jnp.where(present == 1, p, 1e-30)
         with numpyro.plate("visit", y.shape[0]):
             numpyro.sample("y", dist.Bernoulli(probs=detection), obs=y)
 
@@ -939,7 +942,7 @@ def enumerated_annotators(label):
     prevalence, confusion = _annotators_prior(label.shape[1])
     annotator = jnp.arange(label.shape[1])
     with numpyro.plate("item", label.shape[0], dim=-2):
-        z = numpyro.sample("z", dist.Categorical(probs=prevalence), infer=_PARALLEL)
+        z = numpyro.sample("z", dist.Categorical(probs=prevalence), infer={"enumerate": "parallel"})
         with numpyro.plate("rater", label.shape[1], dim=-1):
             numpyro.sample("label", dist.Categorical(probs=confusion[annotator, z]), obs=label)
 
@@ -974,7 +977,9 @@ def enumerated_hmm(y):
     transition, mu = _hmm_prior()
 
     def step(z, y_t):
-        z = numpyro.sample("z", dist.Categorical(probs=transition[z]), infer=_PARALLEL)
+        z = numpyro.sample(
+            "z", dist.Categorical(probs=transition[z]), infer={"enumerate": "parallel"}
+        )
         numpyro.sample("y", dist.Normal(mu[z], 1.0), obs=y_t)
         return z, None
 
@@ -995,7 +1000,9 @@ def enumerated_hmm_panel(y):
 
     def step(z, y_t):
         with numpyro.plate("series", y.shape[1], dim=-1):
-            z = numpyro.sample("z", dist.Categorical(probs=transition[z]), infer=_PARALLEL)
+            z = numpyro.sample(
+                "z", dist.Categorical(probs=transition[z]), infer={"enumerate": "parallel"}
+            )
             numpyro.sample("y", dist.Normal(mu[z], 1.0), obs=y_t)
         return z, None
 

@@ -15,6 +15,7 @@ from jaxtyping import Array, Bool, Float, Int
 __all__ = ["DualAveraging", "Metric", "Moments", "Schedule", "schedule"]
 
 _MAX_WINDOWS = 24
+_LEAST_WARMUP = 20
 
 
 class DualAveraging(NamedTuple):
@@ -156,7 +157,10 @@ def schedule(warmup: int) -> Schedule:
             end = warmup - stop
         ends.append(end - 1)
         begin, width = end, 2 * width
+    if warmup < _LEAST_WARMUP:  # too short to learn a metric
+        first, last, ends = warmup, warmup, []
+    else:
+        first, last = start, warmup - stop
     padded = np.full(_MAX_WINDOWS, -1)
-    padded[: len(ends)] = ends if warmup >= 20 else []  # too short to learn a metric
-    first, last = (start, warmup - stop) if warmup >= 20 else (warmup, warmup)
+    padded[: len(ends)] = ends
     return Schedule(np.asarray(warmup), np.asarray(first), np.asarray(last), padded)

@@ -1,0 +1,278 @@
+"""HMC and NUTS: the integrator, the tree, the choice of a point, and invariance, exactly."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from scipy import stats
+
+from ppl_toolkit.inference import hmc
+from ppl_toolkit.inference.adaptation import Metric
+from ppl_toolkit.inference.hmc import Phase, Point, hmc_transition, leapfrog, nuts_transition
+
+
+@pytest.fixture(autouse=True)
+def _float64():
+    with jax.enable_x64(True):
+        yield
+
+
+COVARIANCE = np.array([[1.0, 0.6, 0.0], [0.6, 2.0, -0.3], [0.0, -0.3, 0.5]])
+PRECISION = np.linalg.inv(COVARIANCE)
+
+
+def gaussian(q):
+    return -0.5 * q @ PRECISION @ q
+
+
+def quartic(q):
+    """Not Gaussian: trajectories do not close, energies vary."""
+    return -jnp.sum(q**4) / 4 - 0.5 * jnp.sum(q[1:] * q[:-1])
+
+
+def start_at(density, q, p):
+    value, gradient = jax.value_and_grad(density)(q)
+    return Phase(Point(jnp.asarray(q), value, gradient), jnp.asarray(p))
+
+
+def metric_of(kind, dim=3):
+    if kind == "dense":
+        root = np.random.default_rng(1).normal(size=(dim, dim))
+        return Metric.of(jnp.asarray(root @ root.T + np.eye(dim)))
+    return Metric.of(jnp.asarray(np.linspace(0.5, 2.0, dim)))
+
+
+@pytest.mark.parametrize("kind", ["diagonal", "dense"])
+class TestLeapfrog:
+    def test_reversible(self, kind):
+        gradient, metric = jax.value_and_grad(quartic), metric_of(kind)
+        z = start_at(quartic, np.array([0.3, -1.0, 0.8]), np.array([1.0, 0.2, -0.5]))
+        there = z
+        for _ in range(7):
+            there = leapfrog(gradient, metric, 0.1, there)
+        assert np.linalg.norm(there.point.position - z.point.position) > 0.1
+        for _ in range(7):
+            there = leapfrog(gradient, metric, -0.1, there)
+        np.testing.assert_allclose(there.point.position, z.point.position, atol=1e-13)
+        np.testing.assert_allclose(there.momentum, z.momentum, atol=1e-13)
+
+    def test_volume_is_preserved(self, kind):
+        gradient, metric = jax.value_and_grad(quartic), metric_of(kind)
+
+        def step(x):
+            value, slope = gradient(x[:3])
+            z = leapfrog(gradient, metric, 0.3, Phase(Point(x[:3], value, slope), x[3:]))
+            return jnp.concatenate([z.point.position, z.momentum])
+
+        jacobian = jax.jacobian(step)(jnp.asarray([0.3, -1.0, 0.8, 1.0, 0.2, -0.5]))
+        np.testing.assert_allclose(np.linalg.det(jacobian), 1.0, rtol=1e-12)
+
+    def test_energy_error_is_of_second_order(self, kind):
+        gradient, metric = jax.value_and_grad(quartic), metric_of(kind)
+        z = start_at(quartic, np.array([0.3, -1.0, 0.8]), np.array([1.0, 0.2, -0.5]))
+        errors = []
+        for steps in (50, 100):
+            end = z
+            for _ in range(steps):
+                end = leapfrog(gradient, metric, 1.0 / steps, end)
+            errors.append(abs(float(hmc._energy(metric, end) - hmc._energy(metric, z))))
+        assert 3.8 < errors[0] / errors[1] < 4.2
+
+
+@pytest.mark.parametrize("kind", ["diagonal", "dense"])
+def test_momenta_have_the_inverse_of_the_inverse_mass_as_covariance(kind):
+    metric = metric_of(kind)
+    columns = jax.vmap(metric.momentum)(jnp.eye(3))
+    inverse = np.diag(metric.inverse) if kind == "diagonal" else metric.inverse
+    np.testing.assert_allclose(columns.T @ columns, np.linalg.inv(inverse), rtol=1e-10)
+    p = jnp.asarray([1.0, -2.0, 0.5])
+    np.testing.assert_allclose(metric.velocity(p), inverse @ p, rtol=1e-12)
+
+
+def orbit(density, metric, step, z, size):
+    gradient = jax.jit(jax.value_and_grad(density))
+    points = []
+    for _ in range(size):
+        z = leapfrog(gradient, metric, step, z)
+        points.append(z)
+    return points
+
+
+def turns_by_definition(points, metric):
+    """Index of the first leaf at which some complete binary subtree ending there has turned."""
+    momenta = np.array([z.momentum for z in points])
+
+    def turned(first, last):
+        left, right = momenta[first], momenta[last]
+        span = metric.velocity(jnp.asarray(momenta[first : last + 1].sum(0) - (left + right) / 2))
+        return left @ span <= 0 or right @ span <= 0
+
+    for last in range(len(points)):
+        width = 2
+        while (last + 1) % width == 0:
+            if turned(last - width + 1, last):
+                return last
+            width *= 2
+    return None
+
+
+@pytest.mark.parametrize("kind", ["diagonal", "dense"])
+@pytest.mark.parametrize("density", [gaussian, quartic])
+def test_the_iterative_tree_stops_where_the_recursive_definition_does(density, kind):
+    """60 orbits: the leaf count, the momentum sum and the weight equal the brute-force ones."""
+    metric, depth = metric_of(kind), 7
+    gradient = jax.value_and_grad(density)
+    grow = jax.jit(
+        lambda key, z, step: hmc._subtree(
+            key, gradient, metric, step, z, hmc._energy(metric, z), jnp.int32(2**depth), depth
+        )
+    )
+    rng = np.random.default_rng(5)
+    stops = []
+    for number in range(60):
+        step = rng.choice([-1, 1]) * rng.uniform(0.02, 0.25)
+        z = start_at(density, rng.normal(size=3), metric.momentum(jnp.asarray(rng.normal(size=3))))
+        leaves, _ = grow(jax.random.key(number), z, step)
+        points = orbit(density, metric, step, z, 2**depth)
+        stop = turns_by_definition(points, metric)
+        stops.append(stop)
+        count = 2**depth if stop is None else stop + 1
+        assert int(leaves.size) == count
+        assert bool(leaves.turning) == (stop is not None)
+        energies = np.array([float(hmc._energy(metric, p)) for p in points[:count]])
+        errors = energies - float(hmc._energy(metric, z))
+        np.testing.assert_allclose(leaves.log_weight, np.logaddexp.reduce(-errors), rtol=1e-9)
+        np.testing.assert_allclose(
+            leaves.momentum_sum, sum(np.asarray(p.momentum) for p in points[:count]), atol=1e-9
+        )
+        np.testing.assert_allclose(leaves.acceptance, np.minimum(1, np.exp(-errors)).sum())
+    assert len(set(stops)) >= 6, "the orbits must differ"
+
+
+def test_the_point_of_a_subtree_is_chosen_with_probability_proportional_to_its_weight():
+    """20000 choices among 8 leaves of unequal weight: chi-square, false alarm 1e-4."""
+    metric = metric_of("diagonal")
+    gradient = jax.value_and_grad(quartic)
+    z = start_at(quartic, np.array([2.1, 2.1, 0.4]), np.array([0.4, -1.9, 0.3]))
+    step, energy = 0.24, hmc._energy(metric, z)
+    keys = jax.random.split(jax.random.key(0), 20_000)
+    points = orbit(quartic, metric, step, z, 8)
+    assert turns_by_definition(points, metric) is None
+    leaves, _ = jax.jit(
+        jax.vmap(lambda k: hmc._subtree(k, gradient, metric, step, z, energy, jnp.int32(8), 3))
+    )(keys)
+    positions = np.array([p.point.position for p in points])
+    chosen = np.linalg.norm(leaves.chosen.position[:, None] - positions, axis=-1).argmin(axis=1)
+    weights = np.exp(-np.array([float(hmc._energy(metric, p)) for p in points]))
+    expected = weights / weights.sum()
+    assert expected.max() / expected.min() > 1.5, "the weights must be unequal"
+    counts = np.bincount(chosen, minlength=8)
+    assert stats.chisquare(counts, expected * len(keys)).pvalue > 1e-4
+    energies = np.array([float(hmc._energy(metric, p)) for p in points])
+    np.testing.assert_allclose(leaves.energy, energies[chosen], rtol=1e-12)
+
+
+def transitions(kind, step):
+    def nuts(key, point, gradient, metric):
+        return nuts_transition(key, point, gradient, metric, step, 6)
+
+    def plain(key, point, gradient, metric):
+        return hmc_transition(key, point, gradient, metric, step, 5)
+
+    return {"nuts": nuts, "hmc": plain}[kind]
+
+
+@pytest.mark.parametrize("kind", ["nuts", "hmc"])
+@pytest.mark.parametrize("step", [0.35, 0.9])
+def test_one_transition_leaves_a_gaussian_invariant(kind, step):
+    """Exact draws stay exact draws after one transition.
+
+    40000 exact starts, one transition each; the squared Mahalanobis radius, and each coordinate
+    and its product with the start, keep their known laws. Eight z-tests and two KS tests at 1e-5
+    each: false alarm below 2e-4 (seeds are fixed). Wrong acceptance, wrong orbit choice or a
+    missing Jacobian shift these means by many standard errors at the large step.
+    """
+    n = 40_000
+    root = np.linalg.cholesky(COVARIANCE)
+    rng = np.random.default_rng(8)
+    starts = jnp.asarray(rng.normal(size=(n, 3)) @ root.T)
+    metric = metric_of("diagonal")
+    move, gradient = transitions(kind, step), jax.value_and_grad(gaussian)
+
+    @jax.jit
+    @jax.vmap
+    def once(key, q):
+        value, slope = gradient(q)
+        point, info = move(key, Point(q, value, slope), gradient, metric)
+        return point.position, info
+
+    ends, info = once(jax.random.split(jax.random.key(1), n), starts)
+    ends = np.asarray(ends)
+    assert 0.3 < np.asarray(info["acceptance_rate"]).mean() < 0.999
+    assert (np.abs(ends - starts).max(axis=1) > 0).mean() > 0.3
+    bound = stats.norm.isf(0.5e-5)
+    for i in range(3):
+        sd = np.sqrt(COVARIANCE[i, i])
+        assert abs(ends[:, i].mean()) < bound * sd / np.sqrt(n)
+        assert abs((ends[:, i] ** 2).mean() - sd**2) < bound * sd**2 * np.sqrt(2 / n)
+    for i, j in ((0, 1), (1, 2)):
+        product = ends[:, i] * ends[:, j]
+        assert abs(product.mean() - COVARIANCE[i, j]) < bound * product.std() / np.sqrt(n)
+    radius = np.einsum("ni,ij,nj->n", ends, PRECISION, ends)
+    assert stats.kstest(radius, stats.chi2(3).cdf).pvalue > 1e-5
+    assert stats.kstest(ends[:, 0], stats.norm(0, 1).cdf).pvalue > 1e-5
+
+
+@pytest.mark.parametrize("kind", ["nuts", "hmc"])
+def test_one_transition_leaves_a_skewed_law_invariant(kind):
+    """Gamma(2) on the log scale, 40000 exact starts; KS at 1e-5 (fixed seed)."""
+    n = 40_000
+    rng = np.random.default_rng(3)
+    starts = jnp.asarray(np.log(rng.gamma(2.0, size=(n, 1))))
+
+    def density(u):
+        return jnp.sum(2.0 * u - jnp.exp(u))
+
+    metric = Metric.of(jnp.ones(1))
+    move, gradient = transitions(kind, 0.9), jax.value_and_grad(density)
+
+    @jax.jit
+    @jax.vmap
+    def once(key, q):
+        value, slope = gradient(q)
+        return move(key, Point(q, value, slope), gradient, metric)[0].position
+
+    ends = np.asarray(once(jax.random.split(jax.random.key(2), n), starts))[:, 0]
+    assert stats.kstest(np.exp(ends), stats.gamma(2.0).cdf).pvalue > 1e-5
+
+
+def test_statistics_of_a_transition():
+    """Step counts add up to the gradients evaluated; depth and divergence flags are right."""
+    calls = []
+
+    def counted(q):
+        jax.debug.callback(lambda: calls.append(1))
+        return gaussian(q)
+
+    metric, gradient = metric_of("diagonal"), jax.value_and_grad(counted)
+    q = jnp.asarray([0.5, -0.5, 1.0])
+    value, slope = jax.value_and_grad(gaussian)(q)
+    move = jax.jit(
+        lambda key, step, gradient=gradient: nuts_transition(
+            key, Point(q, value, slope), gradient, metric, step, 5
+        )
+    )
+    for number in range(5):
+        calls.clear()
+        _, info = move(jax.random.key(number), 0.3)
+        jax.effects_barrier()
+        assert len(calls) == int(info["n_steps"])
+        assert int(info["n_steps"]) < 2 ** int(info["tree_depth"])
+        assert not bool(info["diverging"])
+    _, info = move(jax.random.key(0), 1e-4)
+    assert bool(info["reached_max_treedepth"])
+    assert int(info["n_steps"]) == 31
+    point, info = move(jax.random.key(0), 1e3)
+    assert bool(info["diverging"])
+    np.testing.assert_array_equal(point.position, q)
+    assert float(info["energy_error"]) == 0.0
