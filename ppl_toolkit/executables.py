@@ -23,10 +23,22 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import jaxlib
+import numpy as np
 from jax.experimental import serialize_executable
 
-__all__ = ["CacheInfo", "Executable", "cache_directory", "cache_info", "clear", "compiled"]
+from ppl_toolkit.tracing import Traced
+
+__all__ = [
+    "CacheInfo",
+    "Executable",
+    "cache_directory",
+    "cache_info",
+    "clear",
+    "compiled",
+    "evaluate",
+]
 
 _FORMAT = 1
 _LIMIT_BYTES = 512 * 2**20
@@ -77,6 +89,22 @@ def compiled(
         call, source = _load_or_compile(lowered, device)
         _memory[key] = Executable(call, time.perf_counter() - begin, source)
         return _memory[key], True
+
+
+def evaluate(function: Callable, *args: Any) -> Any:
+    """``function(*args)`` by a kept executable: like jax.jit, but it survives the process.
+
+    Called in the precision context; closed-over arrays are arguments.
+    """
+    traced = Traced.of(function, *args)
+    shapes = str(jax.tree.map(lambda x: (np.shape(x), str(jnp.result_type(x))), args))
+    device = jax.devices()[0]
+    executable, _ = compiled(
+        ("evaluate", traced.text(), shapes, device),
+        lambda: jax.jit(traced.__call__, keep_unused=True).lower(traced.consts, *args),
+        device,
+    )
+    return executable.call(traced.consts, *args)
 
 
 def clear() -> None:

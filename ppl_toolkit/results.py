@@ -390,9 +390,10 @@ def _latent_draws(
 ) -> dict[str, np.ndarray]:
     """The latent sites' draws of a result, checked against the program."""
     draws = tree[posterior_group(tree)].dataset
+    seen = tree["observed_data"].dataset if "observed_data" in tree.children else {}
     values = {}
     for site in program.latent:
-        if site.name in resample:
+        if site.name in resample or (site.name in seen and site.name not in draws):
             continue
         if site.name not in draws:
             raise SiteError(

@@ -6,12 +6,16 @@ from collections.abc import Mapping
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from ppl_toolkit.errors import CheckpointError, DataError, OptionError, SiteError
+from ppl_toolkit.executables import evaluate
 from ppl_toolkit.program import Program
 
 __all__ = ["is_tree", "start_positions"]
+
+_START_SALT = 0x5EED  # the keys of starting points differ from those of the chains
 
 
 def is_tree(value: Any) -> bool:
@@ -39,14 +43,18 @@ def start_positions(
             raise OptionError(f"init must be 'prior', a dictionary, or a result; got {init!r}.")
         program.require_proper()
         with program.context():
-            keys = jax.vmap(lambda c: jax.random.fold_in(jax.random.key(seed ^ 0x5EED), c))(
-                np.arange(chains)
-            )
 
-            def draw(key: Any, data: Any) -> Any:
-                return program.unconstrain(program.prior(key, data), data)
+            def draws(words: Any, data: Any) -> Any:
+                root = jax.random.wrap_key_data(words)
 
-            found = jax.jit(jax.vmap(draw, (0, None)))(keys, program.data)
+                def draw(chain: Any) -> Any:
+                    key = jax.random.fold_in(root, chain)
+                    return program.unconstrain(program.prior(key, data), data)
+
+                return jax.vmap(draw)(jnp.arange(chains))
+
+            words = np.array([seed >> 32, (seed & 0xFFFFFFFF) ^ _START_SALT], np.uint32)
+            found = evaluate(draws, words, program.data)
         return np.asarray(found), np.ones(chains, bool)
     if not isinstance(init, Mapping):
         raise OptionError(
@@ -84,9 +92,8 @@ def _positions_of(program: Program, init: Mapping[str, Any], chains: int, seed: 
         return program.unconstrain({**program.constrain(point, data), **value}, data)
 
     with program.context():
-        found = np.asarray(
-            jax.jit(jax.vmap(unconstrained, (0, 0, None)))(values, random_points, program.data)
-        )
+        batched = jax.vmap(unconstrained, (0, 0, None))
+        found = np.asarray(evaluate(batched, values, random_points, program.data))
     for site in program.continuous:
         part = found[:, site.offset : site.offset + site.unconstrained_size]
         if site.name in init and not np.isfinite(part).all():

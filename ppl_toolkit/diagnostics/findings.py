@@ -7,12 +7,13 @@ Thresholds: R-hat 1.01 and 100 effective draws per chain (Vehtari et al. 2021), 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
 from ppl_toolkit import convergence
+from ppl_toolkit.results import scalar_labels
 
 if TYPE_CHECKING:
     import xarray
@@ -24,6 +25,7 @@ _STUCK_R_HAT = 1.5
 _ESS_PER_CHAIN = 100
 _BFMI = 0.3
 _MOST_SITES = 5
+_BLOCK_BYTES = 4 * 2**20
 
 
 class Finding(NamedTuple):
@@ -142,26 +144,21 @@ def _convergence_findings(tree: xarray.DataTree) -> list[Finding]:
         return []
     draws = tree["posterior"].dataset
     chains, count = draws.sizes.get("chain", 0), draws.sizes.get("draw", 0)
-    if count < 4 or not draws.data_vars:
+    if count < 4 or not any(variable.size for variable in draws.data_vars.values()):
         return []
     names: list[str] = []
     r_hats, ess = [], []
     stuck: set[int] = set()
-    from ppl_toolkit.results import scalar_labels
-
     for name in draws.data_vars:
-        array = draws[name].transpose("chain", "draw", ...)
-        values = np.asarray(array, dtype=float).reshape(chains, count, -1)
-        if not values.size:
-            continue
-        numbers = convergence.convergence(values)
-        names += scalar_labels(array)
-        r_hats.append(numbers["r_hat"])
-        ess.append(np.minimum(numbers["ess_bulk"], numbers["ess_tail"]))
-        moved = np.ptp(values, axis=1).max(axis=-1) > 0
-        varies = np.ptp(values) > 0
-        if varies:
-            stuck |= {int(c) for c in np.flatnonzero(~moved)}
+        for block in _blocks(draws[name].transpose("chain", "draw", ...)):
+            values = np.asarray(block, dtype=float).reshape(chains, count, -1)
+            numbers = convergence.convergence(values)
+            names += scalar_labels(block)
+            r_hats.append(numbers["r_hat"])
+            ess.append(np.minimum(numbers["ess_bulk"], numbers["ess_tail"]))
+            moved = np.ptp(values, axis=1).max(axis=-1) > 0
+            if np.ptp(values) > 0:
+                stuck |= {int(c) for c in np.flatnonzero(~moved)}
     r_hat, effective = np.concatenate(r_hats), np.concatenate(ess)
     found = []
     if stuck or np.nanmax(r_hat, initial=1.0) > _STUCK_R_HAT:
@@ -210,6 +207,18 @@ def _convergence_findings(tree: xarray.DataTree) -> list[Finding]:
             )
         )
     return found
+
+
+def _blocks(array: xarray.DataArray) -> Iterator[xarray.DataArray]:
+    """A site in parts of bounded size along its first own dimension (draws may lie on disk)."""
+    if not array.size:
+        return
+    if array.ndim == 2:
+        yield array
+        return
+    width = max(1, _BLOCK_BYTES // (8 * array.size // array.shape[2]))
+    for first in range(0, array.shape[2], width):
+        yield array[:, :, first : first + width]
 
 
 def _setup_findings(tree: xarray.DataTree) -> list[Finding]:

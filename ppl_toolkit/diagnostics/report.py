@@ -228,7 +228,8 @@ def _pictures(tree: xarray.DataTree, table: pandas.DataFrame) -> list[tuple[str,
 
 def _svg(figure: Any, label: str) -> str:
     buffer = io.StringIO()
-    figure.savefig(buffer, format="svg", metadata={"Date": None})
+    nothing = dict.fromkeys(("Date", "Creator", "Format", "Type"))
+    figure.savefig(buffer, format="svg", metadata=nothing)
     text = buffer.getvalue()
     inner = text[text.index("<svg") :]
     return inner.replace("<svg", f'<svg role="img" aria-label="{label}"', 1)
