@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 __all__ = ["Checkpoint", "ZarrSink", "read_checkpoint"]
 
 _CHECKPOINT = "checkpoint.npz"
-_CHUNK_BYTES = 4 * 2**20
+_CHUNK_BYTES = 2**20  # a reader holds about ten decoded chunks at a time
 
 
 class Checkpoint(NamedTuple):
