@@ -291,15 +291,9 @@ def _run(
             chunk=call.chunk,
         )
     attributes = _attributes(call, identity, outcome, compile_seconds)
-    tree = _labelled(call, sink, outcome, attributes, kept)
     if outcome.error is not None:
-        error = SamplingError(
-            f"the run failed at iteration {outcome.iteration} of {total} with "
-            f"{type(outcome.error).__name__}: {outcome.error}. What was drawn before is in "
-            "error.partial" + (f" and in {store}; resume it with resume=." if store else ".")
-        )
-        error.partial = tree
-        raise error from outcome.error
+        raise _failure(call, sink, outcome, attributes, kept, store) from outcome.error
+    tree = _labelled(call, sink, outcome, attributes, kept)
     if outcome.interrupted:
         done = max(outcome.iteration - call.warmup, 0)
         warnings.warn(
@@ -311,6 +305,31 @@ def _run(
     elif warn:
         _warn_of(findings(tree))
     return tree
+
+
+def _failure(
+    call: _Call,
+    sink: MemorySink | ZarrSink,
+    outcome: Outcome,
+    attributes: dict[str, Any],
+    kept: int,
+    store: str | Path | None,
+) -> SamplingError:
+    """The error of a run that ended early, with what was drawn before."""
+    where = ["error.partial"]
+    try:
+        partial = _labelled(call, sink, outcome, attributes, kept)
+    except Exception:  # on a disk that is full, say
+        partial, where = None, []
+    if store is not None:
+        where.append(f"{store} (go on with resume=)")
+    error = SamplingError(
+        f"the run failed at iteration {outcome.iteration} of {call.warmup + call.draws} with "
+        f"{type(outcome.error).__name__}: {outcome.error}. What was drawn before is in "
+        f"{' and in '.join(where)}."
+    )
+    error.partial = partial
+    return error
 
 
 def _old_state(

@@ -32,6 +32,7 @@ from ppl_toolkit.errors import (
     PPLError,
     SiteError,
 )
+from ppl_toolkit.fingerprint import fingerprint
 from ppl_toolkit.sites import Site, check_observed_values, first_index, is_improper, read_site
 from ppl_toolkit.tracing import (
     CONCRETE_VALUE_ERRORS,
@@ -523,7 +524,8 @@ class Program:
             sha.update(repr((site.name, site.kind, site.shape, str(site.dtype))).encode())
         with self.context():
             values = {s.name: jax.ShapeDtypeStruct(s.shape, s.dtype) for s in self.latent}
-            sha.update(Traced.of(self.log_joint, values, self.data).text().encode())
+            joint = Traced.of(self.log_joint, values, self.data)
+            sha.update(fingerprint(joint.jaxpr).encode())
         return sha.hexdigest()
 
     @property

@@ -31,8 +31,9 @@ from ppl_toolkit.tracing import Traced
 
 __all__ = ["Block", "Engine", "MemorySink", "Outcome", "Progress", "Run", "Sink", "Timing"]
 
-_BUFFER_BYTES = 8 * 2**20
+_BUFFER_BYTES = 8 * 2**20  # of the draws one call of a compiled program returns
 _MOST_ROWS = 256
+_CHUNK_BYTES = 32 * 2**20  # of the draws of a chunk, all chains, unless its length is given
 _INIT_INDEX = 0xFFFFFFFF
 _CHUNK_SECONDS = 0.5
 
@@ -53,6 +54,9 @@ class Sink(Protocol):
     def commit(self, state: Callable[[], Any], iteration: int, warmup_steps: int) -> None:
         """Make everything appended so far, and the sampler's state, durable."""
 
+    def rollback(self) -> None:
+        """Drop what was appended since the last commit."""
+
 
 class Progress(Protocol):
     """What is told of a run while it goes on."""
@@ -69,7 +73,7 @@ class Timing(NamedTuple):
     sampling: float
 
 
-_structures: dict[Any, tuple[Any, int]] = {}  # shapes of a state, rows of the buffers
+_structures: dict[Any, tuple[Any, int]] = {}  # shapes of a state, bytes of an iteration
 
 
 class Engine:
@@ -104,8 +108,9 @@ class Engine:
             )  # fmt: skip
             if self._key not in _structures:
                 state = jax.eval_shape(self._init, *self._avals["init"])
-                _structures[self._key] = state, self._fit_rows(state, inputs)
-            state, self.rows = _structures[self._key]
+                _structures[self._key] = state, self._row_bytes(state, inputs)
+            state, self.row_bytes = _structures[self._key]
+            self.rows = int(np.clip(_BUFFER_BYTES // self.row_bytes, 1, _MOST_ROWS))
             index = jax.ShapeDtypeStruct((), np.int32)
             self._avals["advance"] = (
                 *inputs, seed, chains, state, index, index, np.bool_(True),
@@ -206,8 +211,8 @@ class Engine:
         rows_second = functools.partial(jax.tree.map, lambda x: jnp.moveaxis(x, 0, 1))
         return states, rows_second(values), rows_second(stats)
 
-    def _fit_rows(self, state: Any, inputs: tuple) -> int:
-        """Rows of the draw buffers: as many as fit 8 MiB, at most 256."""
+    def _row_bytes(self, state: Any, inputs: tuple) -> int:
+        """Bytes of what one iteration of one unit gives."""
         seed = jax.ShapeDtypeStruct((2,), np.uint32)
         chains = jax.ShapeDtypeStruct((self.lanes,), np.uint32)
         index = jax.ShapeDtypeStruct((), np.int32)
@@ -219,8 +224,7 @@ class Engine:
             return draw, stat, values
 
         out = jax.eval_shape(shapes, *inputs, seed, chains, state, index)
-        row_bytes = sum(int(np.prod(leaf.shape)) * 8 for leaf in jax.tree.leaves(out))
-        return int(np.clip(_BUFFER_BYTES // max(row_bytes, 1), 1, _MOST_ROWS))
+        return max(1, sum(int(np.prod(leaf.shape)) * 8 for leaf in jax.tree.leaves(out)))
 
     # -- executables ------------------------------------------------------------------------
 
@@ -379,6 +383,7 @@ class Run:
         on_cpu = devices[0].platform == "cpu"
         default = len(os.sched_getaffinity(0)) if on_cpu else len(devices)
         self.threads = max(1, min(threads or default, len(self.units)))
+        self._running: list[concurrent.futures.Future] = []
 
     def _each(self, pool: concurrent.futures.Executor, work: Callable[[_Unit], Any]) -> list[Any]:
         """``work`` on every unit, in threads that enter the precision context."""
@@ -387,7 +392,8 @@ class Run:
             with self.engine.program.context():
                 return work(unit)
 
-        return [future.result() for future in [pool.submit(task, unit) for unit in self.units]]
+        self._running = [pool.submit(task, unit) for unit in self.units]
+        return [future.result() for future in self._running]
 
     def start(self, positions: np.ndarray, given: np.ndarray) -> None:
         """Find the first states.
@@ -426,9 +432,11 @@ class Run:
 
         Between chunks (about half a second each, unless ``chunk`` fixes their length) draws go
         to ``sink``, the state is committed and ``progress`` told. Ctrl-C ends the run after the
-        current chunk; an exception ends it at once; both leave what was drawn before.
+        current chunk; an exception, or a second Ctrl-C, ends it without that chunk. What was drawn
+        before stays, with the state that belongs to it.
         """
         iteration, length = start, chunk or 16
+        most = max(1, _CHUNK_BYTES // (self.engine.row_bytes * self.chains))
         seconds = {"warmup": 0.0, "sampling": 0.0}
         steps, error = warmup_steps, None
         with concurrent.futures.ThreadPoolExecutor(self.threads) as pool, _Interrupts() as stop:
@@ -436,24 +444,31 @@ class Run:
                 collect = iteration >= warmup
                 count = min(length, (total if collect else warmup) - iteration)
                 begin = time.perf_counter()
+                states = [unit.state for unit in self.units]
                 try:
                     parts = self._each(pool, _advance_work(iteration, count, collect))
-                except Exception as problem:  # reported with what was drawn before
-                    error = problem
+                    block = _joined([_joined(blocks, 1) for blocks in parts], 0)
+                    done = steps
+                    if collect:
+                        sink.append(block)
+                    else:
+                        done += int(np.sum(block.stats.get("n_steps", 0)))
+                    sink.commit(self.state, iteration + count, done)
+                except (Exception, KeyboardInterrupt) as problem:
+                    concurrent.futures.wait(self._running)  # units still under way change states
+                    for unit, state in zip(self.units, states, strict=True):
+                        unit.state = state
+                    if not isinstance(problem, KeyboardInterrupt):
+                        error = problem
+                    sink.rollback()
                     break
-                block = _joined([_joined(blocks, 1) for blocks in parts], 0)
-                iteration += count
+                iteration, steps = iteration + count, done
                 elapsed = time.perf_counter() - begin
                 seconds["sampling" if collect else "warmup"] += elapsed
-                if collect:
-                    sink.append(block)
-                else:
-                    steps += int(np.sum(block.stats.get("n_steps", 0)))
-                sink.commit(self.state, iteration, steps)
                 progress.update(iteration, block.stats)
                 if chunk is None:
                     ideal = int(count * _CHUNK_SECONDS / max(elapsed, 1e-6))
-                    length = int(np.clip(ideal, max(length // 4, 1), 4 * length))
+                    length = min(int(np.clip(ideal, max(length // 4, 1), 4 * length)), most)
         return Outcome(
             iteration,
             self.state(),
@@ -497,12 +512,16 @@ class MemorySink:
 
     def __init__(self) -> None:
         self.blocks: list[Block] = []
+        self._committed = 0
 
     def append(self, block: Block) -> None:
         self.blocks.append(block)
 
     def commit(self, state: Callable[[], Any], iteration: int, warmup_steps: int) -> None:
-        pass
+        self._committed = len(self.blocks)
+
+    def rollback(self) -> None:
+        del self.blocks[self._committed :]
 
     def block(self) -> Block | None:
         """All draws so far, (chain, draw, ...)."""

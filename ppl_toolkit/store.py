@@ -7,6 +7,7 @@ either the old checkpoint or the new one; draws beyond it are cut off on resumpt
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import io
 import json
@@ -130,7 +131,7 @@ class ZarrSink:
                 f"store {self.path} exists. Give another name, remove it, or go on with it: "
                 f"infer(..., resume={str(self.path)!r})."
             )
-        self.draws = keep or 0
+        self.draws = self._committed = keep or 0
         self._root: Any = zarr.open_group(str(self.path), mode="w" if keep is None else "a")
         self._arrays: dict[str, Any] = {}
         if keep is not None:
@@ -186,6 +187,13 @@ class ZarrSink:
             "warmup_steps": warmup_steps,
         }
         _write_checkpoint(self.path, manifest, state_arrays(state()))
+        self._committed = self.draws
+
+    def rollback(self) -> None:
+        """Cut off draws that were appended but not committed."""
+        with contextlib.suppress(OSError):  # on a disk that fails; resume= cuts them off as well
+            self._cut_to(self._committed)
+        self.draws = self._committed
 
     def finish(
         self,

@@ -174,6 +174,54 @@ class TestInterrupts:
         assert part["posterior"].sizes["draw"] == 100
         assert_same(reference, run(seed=0, warmup=None, resume=tmp_path / "run.zarr"))
 
+    @pytest.mark.parametrize("stored", [False, True], ids=["memory", "disk"])
+    @pytest.mark.parametrize("problem", [MemoryError, KeyboardInterrupt])
+    def test_a_chunk_that_fails_in_one_chain_only_is_dropped_whole(
+        self, problem, stored, reference, tmp_path
+    ):
+        """The other chains have gone on by then; the state must be that of the last commit."""
+        from ppl_toolkit import runner
+
+        advance = runner._Unit.advance
+
+        def failing(unit, index, count, collect):
+            if index >= WARMUP + 100 and unit.chains == (1,):
+                raise problem
+            return advance(unit, index, count, collect)
+
+        options = {"chunk": 50, "store": tmp_path / "run.zarr" if stored else None}
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(runner._Unit, "advance", failing)
+            if problem is KeyboardInterrupt:
+                part = run(**options)
+            else:
+                with pytest.raises(SamplingError) as caught:
+                    run(**options)
+                part = caught.value.partial
+        assert part["posterior"].sizes["draw"] == 100
+        assert_same(reference, extend(part.load(), DRAWS - 100))
+
+    @pytest.mark.parametrize("stored", [False, True], ids=["memory", "disk"])
+    def test_draws_that_could_not_be_committed_are_dropped(self, stored, reference, tmp_path):
+        from ppl_toolkit import runner, store
+
+        sink = store.ZarrSink if stored else runner.MemorySink
+        commit = sink.commit
+
+        def failing(self, state, iteration, steps):
+            if iteration > WARMUP + 100:
+                raise OSError("no space left on device")
+            commit(self, state, iteration, steps)
+
+        options = {"chunk": 50, "store": tmp_path / "run.zarr" if stored else None}
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(sink, "commit", failing)
+            with pytest.raises(SamplingError, match="no space left") as caught:
+                run(**options)
+        part = caught.value.partial
+        assert part["posterior"].sizes["draw"] == 100
+        assert_same(reference, extend(part.load(), DRAWS - 100))
+
 
 SCRIPT = textwrap.dedent(
     """
