@@ -33,7 +33,14 @@ from ppl_toolkit.errors import (
     SiteError,
 )
 from ppl_toolkit.fingerprint import fingerprint
-from ppl_toolkit.sites import Site, check_observed_values, first_index, is_improper, read_site
+from ppl_toolkit.sites import (
+    Site,
+    check_observed_values,
+    finite_support,
+    first_index,
+    is_improper,
+    read_site,
+)
 from ppl_toolkit.tracing import (
     CONCRETE_VALUE_ERRORS,
     Traced,
@@ -442,8 +449,7 @@ class Program:
         trace = self._trace(data, _fixed_key())
         values: dict[str, Any] = {}
         for site in self.discrete:
-            levels = trace[site.name]["fn"].enumerate_support(expand=False)
-            levels = jnp.reshape(levels, (site.cardinality, -1))[:, 0]
+            levels = finite_support(trace[site.name]["fn"])
             count = math.prod(site.shape)
             powers = np.asarray(site.cardinality) ** np.arange(count)
             digits = (index // powers) % site.cardinality

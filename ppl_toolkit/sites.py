@@ -12,7 +12,16 @@ from numpyro.distributions import MaskedDistribution, biject_to
 
 from ppl_toolkit.errors import DataError, SiteError
 
-__all__ = ["Site", "check_observed_values", "first_index", "is_improper", "read_site"]
+__all__ = [
+    "Site",
+    "check_observed_values",
+    "finite_support",
+    "first_index",
+    "is_improper",
+    "read_site",
+]
+
+_WRAPPERS = ("ExpandedDistribution", "Independent", "MaskedDistribution")
 
 
 class Site(NamedTuple):
@@ -148,17 +157,30 @@ def is_improper(fn: Any) -> bool:
 
 
 def _distribution_name(fn: Any) -> str:
-    while type(fn).__name__ in ("ExpandedDistribution", "Independent", "MaskedDistribution"):
+    while type(fn).__name__ in _WRAPPERS:
         fn = fn.base_dist
     return type(fn).__name__
 
 
-def _cardinality(fn: Any) -> int:
-    """Number of values of one element of a finite discrete distribution, 0 if not finite."""
+def finite_support(fn: Any) -> Any:
+    """The values of one element of a finite discrete distribution, shape (K,); None if infinite.
+
+    Elements of an event made by ``to_event`` are independent, and count one by one.
+    """
+    while hasattr(fn, "base_dist") and type(fn).__name__ in _WRAPPERS:
+        fn = fn.base_dist
+    if fn.event_shape:
+        return None
     try:
-        return int(fn.enumerate_support(expand=False).shape[0])
+        levels = fn.enumerate_support(expand=False)
     except (NotImplementedError, AttributeError, TypeError, ValueError):
-        return 0
+        return None
+    return jnp.reshape(levels, (levels.shape[0], -1))[:, 0]
+
+
+def _cardinality(fn: Any) -> int:
+    levels = finite_support(fn)
+    return 0 if levels is None else levels.shape[0]
 
 
 def _check_observed_shape(name: str, fn: Any, shape: tuple[int, ...]) -> None:

@@ -55,7 +55,7 @@ class Enumeration:
             )
         infinite = [site.name for site in program.discrete if not site.cardinality]
         if infinite:
-            raise MethodError(f"sites {infinite} have infinitely many values: not enumerable.")
+            raise MethodError(f"sites {infinite} have infinitely many values, or values that are not listed: not enumerable.")
         count = program.configurations
         if count > self.max_configurations:
             raise MethodError(
