@@ -55,7 +55,10 @@ class Enumeration:
             )
         infinite = [site.name for site in program.discrete if not site.cardinality]
         if infinite:
-            raise MethodError(f"sites {infinite} have infinitely many values, or values that are not listed: not enumerable.")
+            raise MethodError(
+                f"sites {infinite} have infinitely many values, or values that cannot be listed "
+                "one by one: not enumerable."
+            )
         count = program.configurations
         if count > self.max_configurations:
             raise MethodError(
