@@ -2,7 +2,8 @@
 
 Array leaves (NumPy and JAX arrays, NumPy scalars, Python floats) travel as *arguments* of the
 compiled program: new values of the same shape and type compile nothing. Python ints, bools,
-strings, None and any other object are static: they are seen by the model as they are.
+strings, None and any other object are static: they are seen by the model as they are. Defaults
+that are left out count as if they had been passed.
 """
 
 from __future__ import annotations
@@ -72,8 +73,8 @@ class Arguments(NamedTuple):
             ModelError: the model cannot be called with these arguments.
             DataError: an argument is an array of objects or complex numbers.
         """
-        bound = _bind(model, args, kwargs)
-        paths, treedef = jax.tree_util.tree_flatten_with_path((tuple(args), dict(kwargs)))
+        bound, defaults = _bind(model, args, kwargs)
+        paths, treedef = jax.tree_util.tree_flatten_with_path((tuple(args), {**defaults, **kwargs}))
         arrays: list[np.ndarray] = []
         names: list[str] = []
         leaves: list[Any] = []
@@ -126,14 +127,20 @@ class Arguments(NamedTuple):
         return sha.hexdigest()
 
 
-def _bind(model: Callable, args: Sequence[Any], kwargs: Mapping[str, Any]) -> list[str]:
-    """Names of the positional arguments; an error that quotes the signature if they do not fit."""
+def _bind(
+    model: Callable, args: Sequence[Any], kwargs: Mapping[str, Any]
+) -> tuple[list[str], dict[str, Any]]:
+    """Names of the positional arguments, and array defaults that were left out.
+
+    Raises:
+        ModelError: the arguments do not fit; the message quotes the signature.
+    """
     try:
         signature = inspect.signature(model)
     except (TypeError, ValueError):
-        return []
+        return [], {}
     try:
-        signature.bind(*args, **kwargs)
+        bound = signature.bind(*args, **kwargs)
     except TypeError as error:
         name = getattr(model, "__name__", type(model).__name__)
         raise ModelError(
@@ -142,12 +149,16 @@ def _bind(model: Callable, args: Sequence[Any], kwargs: Mapping[str, Any]) -> li
             "infer(model, *args, **kwargs)."
         ) from None
     names: list[str] = []
+    defaults: dict[str, Any] = {}
     for parameter in signature.parameters.values():
         if parameter.kind in (parameter.POSITIONAL_ONLY, parameter.POSITIONAL_OR_KEYWORD):
             names.append(parameter.name)
         elif parameter.kind is parameter.VAR_POSITIONAL:
             names += [f"{parameter.name}[{i}]" for i in range(len(args) - len(names))]
-    return names
+        by_name = parameter.kind in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY)
+        if by_name and parameter.name not in bound.arguments and _is_array(parameter.default):
+            defaults[parameter.name] = parameter.default
+    return names, defaults
 
 
 def _name(path: tuple, positional: list[str]) -> str:

@@ -15,6 +15,7 @@ __all__ = ["app", "main"]
 app = typer.Typer(
     add_completion=False,
     no_args_is_help=True,
+    pretty_exceptions_enable=False,
     help="Composable, compiled inference for NumPyro models.",
 )
 
@@ -39,6 +40,7 @@ def demo(
     from ppl_toolkit.demo import DAYS, WEIGHTS, growth
     from ppl_toolkit.errors import InferenceWarning
 
+    out.mkdir(parents=True, exist_ok=True)
     typer.echo("Growth of 30 young rats (Gelfand et al. 1990): a line for every rat.\n")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", InferenceWarning)  # the report shows the findings
@@ -52,7 +54,6 @@ def demo(
         )
     posterior = ppl.log_likelihood(posterior, growth, DAYS, weight=WEIGHTS)
     posterior = ppl.predict(posterior, growth, DAYS, weight=WEIGHTS, seed=seed)
-    out.mkdir(parents=True, exist_ok=True)
     page, file = out / "demo.html", out / "demo.nc"
     typer.echo("\n" + ppl.report(posterior, page))
     ppl.save(posterior, file)
@@ -117,11 +118,11 @@ def _standard_normal(x: object) -> object:
 
 
 def main() -> None:
-    """Run the command line; known errors print their message and exit with 2."""
+    """Run the command line; errors with a remedy, and of files, print one line and exit with 2."""
     from ppl_toolkit.errors import PPLError
 
     try:
         app()
-    except PPLError as error:
+    except (PPLError, OSError) as error:
         typer.echo(f"ppl: {error}", err=True)
         sys.exit(2)

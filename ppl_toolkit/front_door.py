@@ -18,7 +18,6 @@ from ppl_toolkit.bare_density import as_model, position_like
 from ppl_toolkit.diagnostics.findings import Finding, as_json, as_text, diagnose, findings
 from ppl_toolkit.errors import (
     CheckpointError,
-    DataError,
     InferenceWarning,
     InitializationError,
     MethodError,
@@ -121,7 +120,7 @@ def infer(
     )
     chosen, reason = _choose(method, program, stored)
     chosen.check(program)
-    labels = _check_coords(program, coords or {})
+    labels = results.check_coords(program, coords or {})
     previous = init if is_tree(init) else None
     if stored is not None:
         warmup = int(stored.manifest["warmup"])
@@ -555,25 +554,6 @@ def _require_same(program: Program, attributes: Mapping[str, Any]) -> None:
                 f"the {what} of the earlier run differ{'s' if what == 'model' else ''} from this "
                 "one, so it cannot go on. For new data use infer(..., init=result)."
             )
-
-
-def _check_coords(program: Program, coords: Mapping[str, Any]) -> dict[str, Any]:
-    sizes = {
-        dim: size
-        for site in program.sites.values()
-        for dim, size in zip(site.dims, site.shape, strict=True)
-    }
-    for dim, values in coords.items():
-        if dim not in sizes:
-            raise DataError(
-                f"coords names dimension {dim!r}, which no site has; there are {sorted(sizes)}. "
-                "Plates give dimensions their names; dims= names event dimensions."
-            )
-        if len(values) != sizes[dim]:
-            raise DataError(
-                f"coords[{dim!r}] has {len(values)} labels, but the dimension has {sizes[dim]}."
-            )
-    return dict(coords)
 
 
 def _plain(coords: Mapping[str, Any]) -> dict[str, list]:

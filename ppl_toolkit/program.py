@@ -239,6 +239,15 @@ class Program:
         return tuple(s for s in self.sites.values() if s.kind == "observed")
 
     @property
+    def dimensions(self) -> dict[str, int]:
+        """Length of every named dimension of the sites."""
+        return {
+            dim: size
+            for site in self.sites.values()
+            for dim, size in zip(site.dims, site.shape, strict=True)
+        }
+
+    @property
     def subsampled(self) -> tuple[str, ...]:
         """Names of plates that see a random subset of the data."""
         return self._subsamples

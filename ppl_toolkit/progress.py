@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import sys
 import time
 from collections.abc import Mapping
@@ -104,6 +105,11 @@ class Bar(_Reporter):
         self._bar.update(self._task, completed=iteration, status=self.status(iteration, stats))
 
 
+def _in_notebook() -> bool:
+    """Whether a bar can be drawn in a notebook (rich needs ipywidgets for that)."""
+    return "ipykernel" in sys.modules and importlib.util.find_spec("ipywidgets") is not None
+
+
 def progress_for(choice: Any, label: str, start: int, warmup: int, total: int) -> Quiet:
     """The form that ``progress=`` asks for.
 
@@ -114,7 +120,7 @@ def progress_for(choice: Any, label: str, start: int, warmup: int, total: int) -
     if choice is False:
         return Quiet()
     if choice in ("auto", True):
-        choice = "bar" if sys.stderr.isatty() or "ipykernel" in sys.modules else "lines"
+        choice = "bar" if sys.stderr.isatty() or _in_notebook() else "lines"
     forms = {"bar": Bar, "lines": Lines}
     if choice not in forms:
         raise OptionError(

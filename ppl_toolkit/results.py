@@ -413,17 +413,18 @@ def _latent_draws(
 def _program_like(
     tree: xarray.DataTree, model: Callable, args: Sequence[Any], kwargs: Mapping[str, Any]
 ) -> Program:
-    precision = tree.attrs.get("precision", "float64")
-    return Program(model, args, kwargs, precision=precision)
+    return Program(
+        model,
+        args,
+        kwargs,
+        precision=tree.attrs.get("precision", "float64"),
+        dims=json.loads(tree.attrs.get("dims", "{}")),
+    )
 
 
 def _coords_of(tree: xarray.DataTree, program: Program) -> dict[str, np.ndarray]:
     """Coordinates of a result that still have the length this program gives them."""
-    sizes = {
-        dim: size
-        for site in program.sites.values()
-        for dim, size in zip(site.dims, site.shape, strict=True)
-    }
+    sizes = program.dimensions
     found: dict[str, np.ndarray] = {}
     for group in tree.children.values():
         for dim, values in group.dataset.coords.items():
@@ -432,15 +433,37 @@ def _coords_of(tree: xarray.DataTree, program: Program) -> dict[str, np.ndarray]
     return found
 
 
+def check_coords(program: Program, coords: Mapping[str, Any]) -> dict[str, Any]:
+    """The user's labels of dimensions.
+
+    Raises:
+        DataError: no site has such a dimension, or its length differs.
+    """
+    sizes = program.dimensions
+    for dim, values in coords.items():
+        if dim not in sizes:
+            raise DataError(
+                f"coords names dimension {dim!r}, which no site has; there are {sorted(sizes)}. "
+                "Plates give dimensions their names; dims= names event dimensions."
+            )
+        if len(values) != sizes[dim]:
+            raise DataError(
+                f"coords[{dim!r}] has {len(values)} labels, but the dimension has {sizes[dim]}."
+            )
+    return dict(coords)
+
+
 def predict(
     tree: xarray.DataTree,
     model: Callable,
     *args: Any,
     seed: int = 0,
-    resample: Sequence[str] = (),
+    resample: str | Sequence[str] = (),
+    coords: Mapping[str, Any] | None = None,
+    data: Mapping[str, Any] | None = None,
     **kwargs: Any,
 ) -> xarray.DataTree:
-    """Draw the data anew for every posterior draw.
+    """Draw the data anew for every draw of a result.
 
     Args:
         tree: a result of ``model``.
@@ -450,55 +473,79 @@ def predict(
         seed: predictions of one seed are the same whatever the batch size.
         resample: latent sites to draw from the model instead of taking their posterior draws,
             for groups the data did not have.
+        coords: labels of dimensions; those of the run where they fit, but for the dimensions of
+            resampled sites.
+        data: further arguments of the model by name, as in `infer`.
 
     Returns:
-        The tree with a `posterior_predictive` group (sites the model observes), or, for new
-        arguments, with `predictions` and `predictions_constant_data`.
+        The tree with a further group: for the arguments of the run `posterior_predictive` (or
+        `prior_predictive`, for a result of the prior) with the sites the model observes; for new
+        arguments `predictions` and `predictions_constant_data`.
 
     Raises:
-        SiteError: the result is of another model, or shapes differ.
+        SiteError: the result is of another model, shapes differ, or ``resample`` names no site.
+        DataError: coords do not fit, or there is nothing to predict.
     """
-    program = _program_like(tree, model, args, kwargs)
-    values = _latent_draws(tree, program, resample)
+    program = _program_like(tree, model, args, {**kwargs, **(data or {})})
+    anew = [resample] if isinstance(resample, str) else list(resample)
+    latent = [site.name for site in program.latent]
+    if unknown := [name for name in anew if name not in latent]:
+        raise SiteError(f"resample= names {unknown}; the latent sites are {latent}.")
+    values = _latent_draws(tree, program, anew)
     if not values:
         raise SiteError("resample= names every latent site; nothing of the result is left.")
     example = {k: jax.ShapeDtypeStruct(v.shape[2:], v.dtype) for k, v in values.items()}
     with program.context():
         traced = Traced.of(program.predict, _example_key(), example, program.data)
     drawn = _over_draws(program, traced, values, _seed(seed), "predict")
-    coords = _coords_of(tree, program)
-    same = program.data_hash == tree.attrs.get("data_hash")
-    if same:
-        name, extra = "posterior_predictive", {}
+    new_dims = {dim for name in anew for dim in program.sites[name].dims}
+    kept = {k: v for k, v in _coords_of(tree, program).items() if k not in new_dims}
+    labels = {**kept, **check_coords(program, coords or {})}
+    extra: dict[str, Any] = {}
+    if program.data_hash == tree.attrs.get("data_hash") and not anew:
+        name = f"{posterior_group(tree)}_predictive"
         drawn = {k: v for k, v in drawn.items() if program.sites[k].kind == "observed"}
         if not drawn:
-            raise DataError("the model observes nothing, so there is nothing to predict.")
+            raise DataError(
+                "with these arguments the model observes nothing, so there is nothing to predict. "
+                "Pass the observed data too."
+            )
     else:
         name = "predictions"
-        groups = data_groups(program, coords)
+        groups = data_groups(program, labels)
         extra = {f"predictions_{k}": v for k, v in groups.items() if k == "constant_data"}
-    group = draws_dataset(drawn, program, coords)
+    group = draws_dataset(drawn, program, labels)
     return _with_groups(tree, {name: group, **extra})
 
 
 def log_likelihood(
-    tree: xarray.DataTree, model: Callable, *args: Any, **kwargs: Any
+    tree: xarray.DataTree,
+    model: Callable,
+    *args: Any,
+    data: Mapping[str, Any] | None = None,
+    **kwargs: Any,
 ) -> xarray.DataTree:
     """Add the groups `log_likelihood` (pointwise) and `log_prior` (by site) to a result.
 
     Args:
         tree: a result of ``model``.
         model, *args, **kwargs: the model and the arguments of the run.
+        data: further arguments of the model by name, as in `infer`.
 
     Raises:
         DataError: the data are not those of the run.
         SiteError: the result is of another model.
     """
-    program = _program_like(tree, model, args, kwargs)
+    program = _program_like(tree, model, args, {**kwargs, **(data or {})})
     if program.data_hash != tree.attrs.get("data_hash"):
         raise DataError(
             "these arguments are not the data of the run, so its log likelihood would mean "
             "nothing. Pass the run's data; for new data use predict."
+        )
+    if program.model_hash != tree.attrs.get("model_hash"):
+        raise SiteError(
+            "this model computes something else than the one of the run (its hash differs), so its "
+            "log likelihood would mean nothing."
         )
     values = _latent_draws(tree, program)
     example = {k: jax.ShapeDtypeStruct(v.shape[2:], v.dtype) for k, v in values.items()}

@@ -244,6 +244,113 @@ class TestPredict:
             ppl.log_likelihood(schools, eight_schools, ERRORS, y=EFFECTS + 1)
 
 
+def dishes(n, scale=1.5, y=None):
+    """Binomial counts in dishes; ``scale`` is a default that is data."""
+    b = numpyro.sample("b", dist.Normal(0, 1))
+    with numpyro.plate("dish", n.shape[0]):
+        z = numpyro.sample("z", dist.Normal(0, scale))
+        numpyro.sample("y", dist.Binomial(n, logits=b + z), obs=y)
+
+
+N, SEEDS = np.array([10, 20, 30, 40]), np.array([3, 12, 14, 30])
+
+
+@pytest.fixture(scope="module")
+def germinated():
+    return quiet(ppl.infer, dishes, N, y=SEEDS, coords={"dish": list("ABCD")}, draws=100)
+
+
+class TestPredictFurther:
+    def test_a_default_passed_explicitly_is_the_same_data(self, germinated):
+        same = ppl.predict(germinated, dishes, N, scale=1.5, y=SEEDS)
+        assert "posterior_predictive" in same.children
+        other = ppl.predict(germinated, dishes, N, scale=1.0, y=SEEDS)
+        assert "predictions" in other.children
+        assert float(germinated["constant_data"]["scale"]) == 1.5
+
+    def test_labels_of_new_groups_are_not_those_of_the_old(self, germinated):
+        kept = ppl.predict(germinated, dishes, N + 5)["predictions"]
+        assert list(kept["dish"].values) == list("ABCD")
+        anew = ppl.predict(germinated, dishes, N + 5, resample="z")["predictions"]
+        assert list(anew["dish"].values) == [0, 1, 2, 3]
+        named = ppl.predict(germinated, dishes, N[:2], resample=["z"], coords={"dish": ["E", "F"]})[
+            "predictions"
+        ]
+        assert list(named["dish"].values) == ["E", "F"]
+        with pytest.raises(DataError, match="dsh"):
+            ppl.predict(germinated, dishes, N, coords={"dsh": [1]})
+
+    def test_new_groups_follow_their_law(self, germinated):
+        """Given b the new effects are N(0, 1.5) again: mean and variance of logit z, 4 sigma."""
+        anew = ppl.predict(germinated, dishes, N, resample="z", seed=1)["predictions"]
+        z = np.asarray(anew["z"])
+        assert abs(z.mean()) < 4 * 1.5 / np.sqrt(z.size)
+        assert abs(z.std() - 1.5) < 4 * 1.5 / np.sqrt(2 * z.size)
+
+    def test_unknown_sites_to_resample(self, germinated):
+        for name in ("zz", ["zz"]):
+            with pytest.raises(SiteError, match=r"\['zz'\].*'b', 'z'"):
+                ppl.predict(germinated, dishes, N, resample=name)
+
+    def test_prior_predictive(self):
+        prior = quiet(ppl.infer, dishes, N, y=SEEDS, method="prior", draws=500)
+        tree = ppl.predict(prior, dishes, N, y=SEEDS, seed=3)
+        y = np.asarray(tree["prior_predictive"]["y"])
+        assert y.shape == (4, 500, 4)
+        p = 1 / (1 + np.exp(-np.asarray(prior["prior"]["b"])[..., None] - prior["prior"]["z"]))
+        expected, variance = N * p, N * p * (1 - p)
+        z = (y - expected).sum(axis=(0, 1)) / np.sqrt(variance.sum(axis=(0, 1)))
+        assert np.abs(z).max() < 4
+        assert az.extract(tree, group="prior_predictive").sizes["sample"] == 2000
+
+    def test_nothing_to_predict(self):
+        prior = quiet(ppl.infer, dishes, N, method="prior", draws=10)
+        with pytest.raises(DataError, match="Pass the observed data"):
+            ppl.predict(prior, dishes, N)
+
+    def test_names_of_event_dimensions_are_kept(self):
+        def pairs(y):
+            m = numpyro.sample("m", dist.Normal(0, 1).expand([2]).to_event(1))
+            with numpyro.plate("row", y.shape[0]):
+                numpyro.sample("y", dist.MultivariateNormal(m, np.eye(2)), obs=y)
+
+        dims = {"m": ["side"], "y": ["side"]}
+        y = np.zeros((3, 2))
+        tree = quiet(ppl.infer, pairs, y, dims=dims, coords={"side": ["L", "R"]}, draws=50)
+        drawn = ppl.predict(tree, pairs, y)["posterior_predictive"]["y"]
+        assert drawn.dims == ("chain", "draw", "row", "side")
+        assert list(drawn["side"].values) == ["L", "R"]
+
+    def test_arguments_whose_names_are_taken(self):
+        def model(seed, coords):
+            m = numpyro.sample("m", dist.Normal(seed, 1.0))
+            numpyro.sample("y", dist.Normal(m, 1.0), obs=coords)
+
+        data = {"seed": 0.5, "coords": np.ones(3)}
+        tree = quiet(ppl.infer, model, data=data, draws=50)
+        assert "posterior_predictive" in ppl.predict(tree, model, data=data, seed=2).children
+        assert "log_likelihood" in ppl.log_likelihood(tree, model, data=data).children
+
+
+def test_log_likelihood_is_refused_for_another_model_of_the_same_sites(germinated):
+    def logs(n, scale=1.5, y=None):
+        b = numpyro.sample("b", dist.Normal(0, 1))
+        with numpyro.plate("dish", n.shape[0]):
+            z = numpyro.sample("z", dist.Normal(0, scale))
+            numpyro.sample("y", dist.Binomial(n, logits=b - z), obs=y)
+
+    with pytest.raises(SiteError, match="something else"):
+        ppl.log_likelihood(germinated, logs, N, y=SEEDS)
+
+
+def test_report_of_some_sites(germinated, tmp_path):
+    text = ppl.report(germinated, tmp_path / "some.html", var_names="b")
+    assert not any(line.startswith("z[") for line in text.splitlines())
+    assert "<td>z[A]</td>" not in (tmp_path / "some.html").read_text()
+    with pytest.raises(SiteError, match="zz"):
+        ppl.report(germinated, var_names=["zz"])
+
+
 def test_report_is_the_same_for_the_same_result_and_needs_no_network(completed, tmp_path):
     text = ppl.report(completed, tmp_path / "a.html")
     ppl.report(completed, tmp_path / "b.html")

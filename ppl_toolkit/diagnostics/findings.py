@@ -27,6 +27,12 @@ _BFMI = 0.3
 _MOST_SITES = 5
 _BLOCK_BYTES = 4 * 2**20
 
+_STEPS = "Take smaller steps: NUTS(target_acceptance=0.95). "
+_NON_CENTRE = (
+    "Non-centre hierarchical sites: numpyro.infer.reparam.LocScaleReparam(0) for location and "
+    "scale families. "
+)
+
 
 class Finding(NamedTuple):
     """One thing to look at.
@@ -91,17 +97,17 @@ def _sampler_findings(tree: xarray.DataTree) -> list[Finding]:
     found = []
     if "diverging" in stats and (count := int(stats["diverging"].sum())):
         total = stats["diverging"].size
+        many = count > 0.01 * total
         per_chain = np.asarray(stats["diverging"].sum("draw")).astype(int).tolist()
         found.append(
             Finding(
                 "divergences",
-                "error" if count > 0.01 * total else "warning",
+                "error" if many else "warning",
                 (),
                 count,
                 f"{count} of {total} draws diverged (by chain: {per_chain}): the sampler cannot "
                 "follow the posterior's curvature there, and estimates may be biased.",
-                "Reparametrise hierarchical scales (non-centred: numpyro.infer.reparam."
-                "LocScaleReparam(0)), or take smaller steps: NUTS(target_acceptance=0.95).",
+                (_NON_CENTRE + _STEPS if many else _STEPS + _NON_CENTRE).strip(),
             )
         )
     if "reached_max_treedepth" in stats:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import html as html_escape
 import io
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,12 +25,17 @@ _MOST_TRACES = 4
 _COLOURS = ("#4477aa", "#cc6677", "#228833", "#aa7700")
 
 
-def report(tree: xarray.DataTree, path: str | Path | None = None) -> str:
+def report(
+    tree: xarray.DataTree,
+    path: str | Path | None = None,
+    var_names: Sequence[str] | str | None = None,
+) -> str:
     """What a run found: estimates, convergence, what to do about trouble.
 
     Args:
         tree: a result of `infer`.
         path: also write a self-contained HTML page there (no network, no scripts).
+        var_names: sites to show; all by default. The findings are always about all of them.
 
     Returns:
         The report as text; print it.
@@ -37,8 +43,8 @@ def report(tree: xarray.DataTree, path: str | Path | None = None) -> str:
     The output depends on the result alone: the same result gives the same page.
     """
     if path is not None:
-        Path(path).write_text(html(tree), encoding="utf-8")
-    table = summary(tree)
+        Path(path).write_text(html(tree, var_names), encoding="utf-8")
+    table = summary(tree, var_names)
     lines = [_headline(tree), "", _verdict(findings(tree))]
     lines += [
         f"  {finding.severity}: {finding.message}\n    {finding.remedy}"
@@ -125,10 +131,10 @@ figcaption { font-size: .9rem; color: #1a1a1a; }
 """
 
 
-def html(tree: xarray.DataTree) -> str:
+def html(tree: xarray.DataTree, var_names: Sequence[str] | str | None = None) -> str:
     """The report as one HTML page: verdict, estimates, pictures, run card."""
     found = findings(tree)
-    table = summary(tree)
+    table = summary(tree, var_names)
     kind = "fine"
     if found:
         kind = "error" if any(f.severity == "error" for f in found) else "warning"

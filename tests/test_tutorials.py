@@ -1,0 +1,66 @@
+"""The tutorials run from beginning to end, with few draws, and say what they should."""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+TUTORIALS = sorted((Path(__file__).parent.parent / "tutorials").glob("*.py"))
+
+# Data that are baked into the compiled program would belie what the tutorials promise.
+RUN = """
+import runpy, sys, warnings
+from ppl_toolkit.errors import DataBakedWarning
+warnings.simplefilter("error", DataBakedWarning)
+runpy.run_path(sys.argv[1], run_name="__main__")
+"""
+
+SAYS = {
+    "quickstart": [
+        r"Verdict: do not use these draws yet\.",  # the centred model
+        r"error +divergences",
+        r"errors halved +prepared in +\d\.\d\d s",
+        r"elpd_loo +-3\d\.\d+",
+        r"the draws came back unchanged: True",
+    ],
+    "hierarchical_regression": [
+        r"75, cucumber +6 dishes, 201 of 295 seeds germinated: 68\.1%",
+        r"beta\[73 and cucumber\]",
+        r"prepared in \d\.\d\d s, after",
+        r"partial +0 +-5\d\.\d",  # the first in the table of the comparison
+        r"75, cucumber +3[2-6]\.\d of 50 expected",
+    ],
+}
+
+
+def test_there_are_tutorials():
+    assert {"quickstart", "hierarchical_regression"} <= {path.stem for path in TUTORIALS}
+
+
+@pytest.mark.parametrize("path", TUTORIALS, ids=lambda path: path.stem)
+def test_runs_from_beginning_to_end(path, tmp_path):
+    done = subprocess.run(
+        [sys.executable, "-c", RUN, str(path)],
+        env={**os.environ, "PPL_FAST": "1", "MPLBACKEND": "Agg"},
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    for pattern in SAYS.get(path.stem, ()):
+        assert re.search(pattern, done.stdout), f"{pattern} is not in:\n{done.stdout}"
+    assert not re.search(r"\b(nan|inf)\b", done.stdout), done.stdout
+    assert list(tmp_path.iterdir()) == []  # a tutorial leaves nothing behind
+
+
+@pytest.mark.parametrize("path", TUTORIALS, ids=lambda path: path.stem)
+def test_has_the_form_that_the_documentation_is_built_from(path):
+    text = path.read_text(encoding="utf-8")
+    assert text.startswith("# ---\n# jupyter:")
+    first = text.index("# %%")
+    assert text[first:].startswith("# %% [markdown]\n# # ")
+    assert 'os.environ.get("PPL_FAST") == "1"' in text
