@@ -12,6 +12,8 @@ from ppl_toolkit import __version__
 
 __all__ = ["app", "main"]
 
+_MAIN = ["intercept", "slope", "intercept_sd", "slope_sd", "noise", "birth_weight"]
+
 app = typer.Typer(
     add_completion=False,
     no_args_is_help=True,
@@ -36,6 +38,8 @@ def demo(
     """Fit a hierarchical model to real data, report, and write the files."""
     import warnings
 
+    import arviz
+
     import ppl_toolkit as ppl
     from ppl_toolkit.demo import DAYS, WEIGHTS, growth
     from ppl_toolkit.errors import InferenceWarning
@@ -55,17 +59,11 @@ def demo(
     posterior = ppl.log_likelihood(posterior, growth, DAYS, weight=WEIGHTS)
     posterior = ppl.predict(posterior, growth, DAYS, weight=WEIGHTS, seed=seed)
     page, file = out / "demo.html", out / "demo.nc"
-    typer.echo("\n" + ppl.report(posterior, page))
+    ppl.report(posterior, page)
     ppl.save(posterior, file)
-    typer.echo(_arviz_summary(posterior))
+    typer.echo("\n" + ppl.report(posterior, var_names=_MAIN))
+    typer.echo(f"\nThe same by arviz.summary:\n{arviz.summary(posterior, var_names=_MAIN)}")
     typer.echo(f"\nWrote {page} (open it in a browser) and {file} (arviz.from_netcdf reads it).")
-
-
-def _arviz_summary(posterior: object) -> str:
-    import arviz
-
-    main = ["intercept", "slope", "intercept_sd", "slope_sd", "noise", "birth_weight"]
-    return f"\nThe main parameters, by arviz.summary:\n{arviz.summary(posterior, var_names=main)}"
 
 
 @app.command()

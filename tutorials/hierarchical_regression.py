@@ -136,7 +136,7 @@ partial = ppl.infer(
     partial_pooling, SEEDS, X, 1.5, germinated=GERMINATED, draws=DRAWS, seed=0, progress="lines",
     **LABELS,
 )  # fmt: skip
-print(ppl.report(partial).split("z[")[0])  # the rows of the single dishes: ppl.summary(partial)
+print(ppl.report(partial, var_names=["beta", "sigma"]))
 
 # %% [markdown]
 # The sites carry the labels given above, so the table can be read without the design matrix, and
@@ -351,10 +351,11 @@ print(
 planned = np.full(4, 50)
 planned_design = design(*zip(*TREATMENTS, strict=True))
 outlook = ppl.predict(
-    partial, partial_pooling, planned, planned_design, 1.5, resample=["z"], seed=5
-)
+    partial, partial_pooling, planned, planned_design, 1.5,
+    resample="z", coords={"dish": NAMES}, seed=5,
+)  # fmt: skip
 naive = ppl.predict(complete, complete_pooling, planned, planned_design, seed=5)
-predictions = outlook["predictions"]["germinated"].assign_coords(dish=NAMES)
+predictions = outlook["predictions"]["germinated"]
 
 figure, panels = plt.subplots(1, 4, figsize=(9, 2.7), sharey=True, layout="constrained")
 edges = np.arange(-0.5, 51, 1)
