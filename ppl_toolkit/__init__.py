@@ -16,11 +16,11 @@ _HOME = {
     "infer": "front_door",
     "extend": "front_door",
     "Program": "program",
-    "predict": "results",
-    "log_likelihood": "results",
+    "predict": "predictions",
+    "log_likelihood": "predictions",
     "summary": "results",
-    "save": "results",
-    "load": "results",
+    "save": "files",
+    "load": "files",
     "findings": "diagnostics.findings",
     "report": "diagnostics.report",
     "HMC": "inference.hmc",
@@ -36,12 +36,14 @@ if TYPE_CHECKING:
     from ppl_toolkit import convergence, diagnostics, errors, inference
     from ppl_toolkit.diagnostics.findings import findings
     from ppl_toolkit.diagnostics.report import report
+    from ppl_toolkit.files import load, save
     from ppl_toolkit.front_door import extend, infer
     from ppl_toolkit.inference.enumeration import Enumeration
     from ppl_toolkit.inference.hmc import HMC, NUTS
     from ppl_toolkit.inference.prior import Prior
+    from ppl_toolkit.predictions import log_likelihood, predict
     from ppl_toolkit.program import Program
-    from ppl_toolkit.results import load, log_likelihood, predict, save, summary
+    from ppl_toolkit.results import summary
 
 
 def __getattr__(name: str) -> Any:

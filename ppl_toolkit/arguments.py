@@ -16,11 +16,53 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from ppl_toolkit.errors import DataError, ModelError
+from ppl_toolkit.errors import DataError, ModelError, OptionError
 
-__all__ = ["Arguments"]
+__all__ = ["Arguments", "digest", "with_data"]
 
 _NUMERIC_KINDS = "fiubc"
+_FRAMES = ("pandas", "xarray", "polars")
+_LABELLED = ("Series", "Index", "RangeIndex", "DatetimeIndex", "DataArray")
+
+
+def _package(leaf: Any) -> str:
+    return type(leaf).__module__.split(".")[0]
+
+
+def _unlabelled(leaf: Any) -> Any:
+    """A labelled array of numbers (pandas Series, xarray DataArray, ...) as a plain one."""
+    if _package(leaf) in _FRAMES and type(leaf).__name__ in _LABELLED:
+        array = np.asarray(leaf)
+        return array if array.dtype.kind in _NUMERIC_KINDS else leaf
+    return leaf
+
+
+def with_data(
+    model: Callable, kwargs: Mapping[str, Any], data: Mapping[str, Any] | None
+) -> dict[str, Any]:
+    """The model's keyword arguments: ``kwargs``, and those given by ``data={name: value}``.
+
+    A model that has a parameter ``data`` of its own gets it as it is, unless it is a dictionary
+    whose keys are parameters of the model.
+
+    Raises:
+        OptionError: ``data`` is not a dictionary, and the model has no such parameter.
+    """
+    if data is None:
+        return dict(kwargs)
+    try:
+        parameters: Mapping[str, Any] = inspect.signature(model).parameters
+    except (TypeError, ValueError):
+        parameters = {}
+    named = isinstance(data, Mapping) and set(data) <= set(parameters)
+    if "data" in parameters and not named:
+        return {**kwargs, "data": data}
+    if not isinstance(data, Mapping):
+        raise OptionError(
+            f"data= takes a dictionary of the model's arguments by name; got "
+            f"{type(data).__name__}. Pass arrays by position: infer(model, y)."
+        )
+    return {**kwargs, **data}
 
 
 def _is_array(leaf: Any) -> bool:
@@ -83,6 +125,12 @@ class Arguments(NamedTuple):
         opaque: list[str] = []
         for path, leaf in paths:
             name = _name(path, bound)
+            leaf = _unlabelled(leaf)
+            if isinstance(leaf, jax.core.Tracer):
+                raise DataError(
+                    f"argument {name} is a tracer of JAX: this call was made inside jit, vmap or "
+                    "grad, but it compiles programs of its own. Call it outside."
+                )
             if isinstance(leaf, np.ndarray) and leaf.dtype.kind == "O":
                 raise DataError(
                     f"argument {name} is an array of Python objects (dtype object, shape "
@@ -96,7 +144,7 @@ class Arguments(NamedTuple):
                 if precision == "float64" and getattr(leaf, "dtype", None) == np.float32:
                     narrowed.append(name)
             else:
-                if type(leaf).__module__.split(".")[0] in ("pandas", "xarray", "polars"):
+                if _package(leaf) in _FRAMES:
                     opaque.append(name)
                 slots.append(-1)
                 leaves.append(leaf)
@@ -119,12 +167,15 @@ class Arguments(NamedTuple):
         return jax.tree_util.tree_unflatten(self.treedef, leaves)
 
     def digest(self) -> str:
-        """SHA-256 of the array values (bytes, dtype, shape), the order being the call's."""
-        sha = hashlib.sha256()
-        for array in self.arrays:
-            sha.update(f"{array.dtype}{array.shape}".encode())
-            sha.update(np.ascontiguousarray(array).tobytes())
-        return sha.hexdigest()
+        """SHA-256 of the array values, the order being the call's."""
+        return hashlib.sha256("".join(map(digest, self.arrays)).encode()).hexdigest()
+
+
+def digest(array: np.ndarray) -> str:
+    """SHA-256 of one array: type, shape and bytes."""
+    sha = hashlib.sha256(f"{array.dtype}{array.shape}".encode())
+    sha.update(np.ascontiguousarray(array).tobytes())
+    return sha.hexdigest()
 
 
 def _bind(

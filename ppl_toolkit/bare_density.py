@@ -4,20 +4,16 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import numpyro
 import numpyro.distributions as dist
 
-from ppl_toolkit.errors import ModelError
-from ppl_toolkit.results import posterior_group
+from ppl_toolkit.errors import ModelError, OptionError
 from ppl_toolkit.starts import is_tree
 
-if TYPE_CHECKING:
-    import xarray
-
-__all__ = ["as_model", "position_like"]
+__all__ = ["as_model", "density_like", "is_density"]
 
 _POSITION = "x"  # the site of a log density over one array
 
@@ -43,7 +39,12 @@ def as_model(
         inspect.signature(model).bind(None, *args, **kwargs)
     except (TypeError, ValueError):
         return model, args, init
-    arrays = {name: np.asarray(value, float) for name, value in start.items()}
+    try:
+        arrays = {name: np.asarray(value, float) for name, value in start.items()}
+    except (TypeError, ValueError):
+        raise OptionError(
+            "init of a log density must be an array of numbers, or a dictionary of such arrays."
+        ) from None
     single = not isinstance(init, Mapping)
     return _FromLogDensity(model, arrays, single), args, arrays
 
@@ -65,13 +66,20 @@ class _FromLogDensity:
         if value is None or np.shape(value) != ():
             raise ModelError(
                 f"the log density {self.__name__!r} must return a scalar; got "
-                f"{'None' if value is None else f'shape {np.shape(value)}'}."
+                f"{'None' if value is None else f'shape {np.shape(value)}'}. With init= an array, "
+                "infer takes its first argument for a log density of a position; for a NumPyro "
+                "model give init={site: value}."
             )
         numpyro.factor("log_density", value)
 
 
-def position_like(tree: xarray.DataTree) -> Any:
-    """What `as_model` needs to recognise the log density a result came from."""
-    posterior = tree[posterior_group(tree)].dataset
-    first = {str(k): np.asarray(v[0, 0]) for k, v in posterior.data_vars.items()}
-    return first[_POSITION] if list(first) == [_POSITION] else first
+def is_density(model: Any) -> bool:
+    """Whether a model was made of a log density."""
+    return isinstance(model, _FromLogDensity)
+
+
+def density_like(model: Callable, shapes: Mapping[str, Any]) -> Callable:
+    """The log density of an earlier run as a model again, given the shapes of its sites."""
+    return _FromLogDensity(
+        model, {k: np.zeros(v) for k, v in shapes.items()}, list(shapes) == [_POSITION]
+    )

@@ -65,7 +65,13 @@ class SamplingError(PPLError, RuntimeError):
 
 
 class InferenceWarning(UserWarning):
-    """A run finished, but its draws need a second look. Raised at most once per run."""
+    """A run finished, but its draws need a second look. Raised at most once per run.
+
+    Attributes:
+        result: the result, which would be lost where warnings are errors.
+    """
+
+    result: object = None
 
 
 class DataBakedWarning(UserWarning):

@@ -142,7 +142,8 @@ def _load_or_compile(lowered: jax.stages.Lowered, device: Any) -> tuple[Callable
     text = lowered.as_text()
     if directory is None or "callback" in text:
         return lowered.compile(), "compiled"
-    path = directory / f"{_digest(text, device)}.xla"
+    trees = f"{lowered.in_tree}{lowered.out_tree}"  # the same program may take other dictionaries
+    path = directory / f"{_digest(text + trees, device)}.xla"
     with contextlib.suppress(Exception):  # a damaged or foreign entry is simply made again
         if _is_own(directory) and path.is_file():
             payload, in_tree, out_tree = pickle.loads(path.read_bytes())

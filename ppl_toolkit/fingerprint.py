@@ -16,6 +16,8 @@ from typing import Any
 import numpy as np
 from jax.extend import core as jax_core
 
+from ppl_toolkit.tracing import as_numpy, scan_parts
+
 __all__ = ["fingerprint"]
 
 _ADDRESS = re.compile(r"0x[0-9a-f]+")
@@ -57,7 +59,7 @@ def _outputs(jaxpr: Any, constants: Sequence[str], arguments: Sequence[str]) -> 
 
 
 def _closed(closed: Any, arguments: Sequence[str]) -> list[str]:
-    constants = [_name("constant", np.shape(c), np.asarray(c).tolist()) for c in closed.consts]
+    constants = [_name("constant", np.shape(c), as_numpy(c).tolist()) for c in closed.consts]
     return _outputs(closed.jaxpr, constants, arguments)
 
 
@@ -76,16 +78,9 @@ def _equation(equation: Any, inputs: list[str]) -> list[str]:
 
 
 def _scan(equation: Any, inputs: list[str]) -> list[str]:
-    """A scan's stacked outputs are named by what the body computes, not by their place.
-
-    Inputs are constants, the carry and the series, outputs the carry and the series: those whose
-    body has one axis less.
-    """
+    """A scan's stacked outputs are named by what the body computes, not by their place."""
     params, body = equation.params, equation.params["jaxpr"]
-    rank = [v.aval.ndim for v in body.jaxpr.outvars]
-    carries = sum(v.aval.ndim == r for v, r in zip(equation.outvars, rank, strict=True))
-    rank = [v.aval.ndim for v in body.jaxpr.invars]
-    first = sum(v.aval.ndim == r for v, r in zip(equation.invars, rank, strict=True)) - carries
+    first, carries = scan_parts(equation)
     last = first + carries
     fixed = [_name("fixed", x) for x in inputs[:first]]
     carried = [_name("carried", i, x) for i, x in enumerate(inputs[first:last])]

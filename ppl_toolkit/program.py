@@ -7,23 +7,21 @@ that vector and of the data arrays, so that a compiled method takes new data wit
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import hashlib
 import math
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import numpyro
 from numpyro import handlers
-from numpyro.distributions import MaskedDistribution, biject_to, constraints
-from numpyro.distributions.util import sum_rightmost
-from numpyro.primitives import Messenger
+from numpyro.distributions import biject_to
 
-from ppl_toolkit.arguments import Arguments
+from ppl_toolkit.arguments import Arguments, digest
 from ppl_toolkit.errors import (
     DataBakedWarning,
     DataError,
@@ -32,18 +30,30 @@ from ppl_toolkit.errors import (
     PPLError,
     SiteError,
 )
+from ppl_toolkit.executables import evaluate
 from ppl_toolkit.fingerprint import fingerprint
+from ppl_toolkit.replay import (
+    alone,
+    at_unconstrained,
+    is_auxiliary,
+    log_prob,
+    redrawn,
+    require_no_outer_handlers,
+    traced_run,
+    with_improper_sites,
+)
 from ppl_toolkit.sites import (
     Site,
+    check_labels,
     check_observed_values,
     finite_support,
     first_index,
-    is_improper,
     read_site,
 )
 from ppl_toolkit.tracing import (
     CONCRETE_VALUE_ERRORS,
     Traced,
+    as_numpy,
     closed_over_arrays,
     dependents,
     label,
@@ -52,7 +62,8 @@ from ppl_toolkit.tracing import (
 
 __all__ = ["Program"]
 
-_LOG_DET = "__log_det"
+
+_CENTRING = "_centered"  # of LocScaleReparam: any value leaves the posterior as it is
 
 
 class Program:
@@ -69,6 +80,7 @@ class Program:
         size: length D of the flat unconstrained vector.
         data: the array arguments (followed by fixed subsample indices).
         baked: True when data had to be constants of the compiled program.
+        parameters: numpyro.param sites, which stay at their initial values.
 
     Raises:
         ModelError: the model fails or has no sites.
@@ -98,17 +110,18 @@ class Program:
         self.baked = False
         self._plate_dims = 0
         self._traced: dict[str, Traced] = {}
-        self._subsamples: tuple[str, ...] = ()
+        self._subsamples: dict[str, int] = {}
         self.user_dims = {k: list(v) for k, v in (dims or {}).items()}
-        for name in self.arguments.opaque:
-            self._warn_baked(f"argument {name!r} is a data frame or labelled array")
+        require_no_outer_handlers()
         with self.context():
             try:
                 self.sites = self._discover()
             except CONCRETE_VALUE_ERRORS as error:
                 self.baked = True
-                self._warn_baked(f"the model needs concrete values at {user_line(error)}")
                 self.sites = self._discover()
+                self._warn_baked(f"the model needs concrete values at {user_line(error)}")
+        for name in self.arguments.opaque:
+            self._warn_baked(f"argument {name!r} is a data frame")
         unknown = set(self.user_dims) - set(self.sites)
         if unknown:
             raise SiteError(
@@ -123,9 +136,15 @@ class Program:
 
     # -- contexts and arguments ------------------------------------------------------------
 
-    def context(self) -> Any:
-        """The precision context every call must be made in (it is local to a thread)."""
-        return jax.enable_x64(self.precision == "float64")
+    @contextlib.contextmanager
+    def context(self) -> Iterator[None]:
+        """The settings of JAX every call must be made under (they are local to a thread)."""
+        with (
+            jax.enable_x64(self.precision == "float64"),
+            jax.disable_jit(False),
+            jax.default_prng_impl("threefry2x32"),
+        ):
+            yield
 
     def _warn_baked(self, what: str) -> None:
         warnings.warn(
@@ -155,24 +174,25 @@ class Program:
         model = self.model
         for wrapper in wrappers:
             model = wrapper(model)
-        with handlers.trace() as trace:
-            self._call(data, key, model)
-        return trace
+        return traced_run(lambda: self._call(data, key, model))
 
     # -- discovery -------------------------------------------------------------------------
 
     def _discover(self) -> dict[str, Site]:
         sites: dict[str, Site] = {}
         subsamples: dict[str, tuple[int, int]] = {}
+        parameters: list[str] = []
 
         def run(data: tuple) -> None:
-            trace = self._trace(data, _fixed_key(), _positive_shapes)
+            trace = self._trace(data, _fixed_key(), with_improper_sites)
             offset = 0
             for name, message in trace.items():
                 if message["type"] == "plate":
                     size, subsample = message["args"]
                     if subsample is not None and subsample != size:
                         subsamples[name] = (size, subsample)
+                if message["initial"] and not name.endswith(_CENTRING):
+                    parameters.append(name)
                 for frame in message.get("cond_indep_stack") or ():
                     self._plate_dims = max(self._plate_dims, -frame.dim)
                 site = read_site(message, data, offset, self.user_dims.get(name, ()))
@@ -182,8 +202,16 @@ class Program:
 
         try:
             jax.eval_shape(run, self.data)
-        except (*CONCRETE_VALUE_ERRORS, PPLError):
+        except PPLError:
             raise
+        except CONCRETE_VALUE_ERRORS as error:
+            if not self.baked:
+                raise
+            raise ModelError(
+                f"{label(self.model)} needs the concrete value of a latent site at "
+                f"{user_line(error)}, but samplers evaluate it on abstract values. Use jax.numpy "
+                "instead of numpy or math, and jnp.where or jax.lax.cond instead of if."
+            ) from None
         except Exception as error:
             kind = type(error).__name__
             seen = f"{label(self.model)} raised {kind} at {user_line(error)}: {error}"
@@ -191,7 +219,9 @@ class Program:
             if empty := [name for name, array in arguments if not array.size]:
                 raise DataError(f"arguments {empty} are empty: there is no data. {seen}") from None
             raise ModelError(seen) from None
-        self._subsamples = tuple(subsamples)
+        check_labels(sites)
+        self.parameters = tuple(parameters)
+        self._subsamples = {name: size for name, (size, _) in subsamples.items()}
         rng = np.random.default_rng(0)
         self.data = self.arguments.arrays + tuple(
             np.sort(rng.choice(size, count, replace=False)) for size, count in subsamples.values()
@@ -248,9 +278,43 @@ class Program:
         }
 
     @property
-    def subsampled(self) -> tuple[str, ...]:
-        """Names of plates that see a random subset of the data."""
-        return self._subsamples
+    def subsampled(self) -> dict[str, tuple[int, np.ndarray]]:
+        """Plates that see a random subset of the data: their full size, the indices they see."""
+        indices = self.data[len(self.arguments.arrays) :]
+        sizes = self._subsamples.items()
+        return {name: (size, index) for (name, size), index in zip(sizes, indices, strict=True)}
+
+    @functools.cached_property
+    def computed_observations(self) -> dict[str, np.ndarray]:
+        """Values of observed sites that the model computes from its data alone.
+
+        Compiles a small program for models that have such sites.
+
+        Raises:
+            DataError: a value is not finite, or outside the support of its site.
+        """
+        names = [site.name for site in self.observed if site.argument < 0]
+
+        def values(key: Any, data: Sequence[Any]) -> list[Any]:
+            trace = self._trace(data, key, with_improper_sites)
+            return [trace[name]["value"] for name in names]
+
+        with self.context():
+            traced = Traced.of(values, jax.eval_shape(_fixed_key), self.data)
+            random = dependents(traced.jaxpr, 1)  # by way of latent sites
+            fixed = [name for name, flag in zip(names, random, strict=True) if not flag]
+            if not fixed:
+                return {}
+
+            def of_data(data: Sequence[Any]) -> dict[str, Any]:
+                found = dict(zip(names, values(_fixed_key(), data), strict=True))
+                return {name: found[name] for name in fixed}
+
+            found = jax.tree.map(np.array, evaluate(of_data, self.data))
+        for name, value in found.items():
+            if not self.sites[name].masked:
+                check_observed_values(self.sites[name], value, f"value computed for {name}")
+        return found
 
     @functools.cached_property
     def size(self) -> int:
@@ -288,17 +352,14 @@ class Program:
         """Elementwise log probability of every sample site, and the trace they come from."""
         trace = self._trace(data, _fixed_key(), *wrappers)
         scores = {
-            name: _log_prob(message)
+            name: log_prob(message)
             for name, message in trace.items()
             if message["type"] == "sample"
         }
         return scores, trace
 
     def _at(self, position: Any) -> Callable:
-        values = self.unravel(position)
-        return functools.partial(
-            handlers.substitute, substitute_fn=functools.partial(_transformed, values)
-        )
+        return at_unconstrained(self.unravel(position))
 
     def log_density(self, position: Any, data: Sequence[Any]) -> Any:
         """Log joint density of the unconstrained vector, Jacobian of the transforms included.
@@ -324,7 +385,7 @@ class Program:
             self._call(data, _fixed_key(), self._at(position)(config_enumerate(self.model)))
 
         enumerated = enum(model, first_available_dim=-self._plate_dims - 1)
-        with warnings.catch_warnings():
+        with alone(), warnings.catch_warnings():
             warnings.simplefilter("ignore", FutureWarning)
             return log_density(enumerated, (), {}, {})[0]
 
@@ -420,24 +481,51 @@ class Program:
         self.require_proper()
         return self._values(self._trace(data, key))
 
-    def predict(self, key: Any, values: Mapping[str, Any], data: Sequence[Any]) -> dict[str, Any]:
+    def predict(
+        self,
+        key: Any,
+        values: Mapping[str, Any],
+        data: Sequence[Any],
+        *,
+        conditional: bool = True,
+    ) -> dict[str, Any]:
         """Draw every observed or new site given the latent ``values`` (site -> array).
 
-        Sites that the model observes are drawn anew from their distribution.
+        Sites that the model observes are drawn anew from their distribution. Discrete sites that
+        were summed out are drawn first: from their law given ``values`` and what is observed if
+        ``conditional``, else from the model. A series of a scan that is longer here than in
+        ``values`` is continued.
         """
+        key, key_discrete = jax.random.split(key)
         fixed = {name: values[name] for name in values if name in self.sites}
+        if self.marginalised and conditional:
+            fixed |= self._draw_discrete(key_discrete, fixed, data)
         trace = self._trace(
             data,
             key,
-            _redraw,
+            redrawn,
             functools.partial(handlers.substitute, data=fixed),
         )
         return {
             name: message["value"]
             for name, message in trace.items()
-            if (message["type"] == "sample" and name not in fixed and not _auxiliary(message))
-            or message["type"] == "deterministic"
+            if message["type"] == "deterministic"
+            or (message["type"] == "sample" and not is_auxiliary(message))
+            if name not in values or np.shape(values[name]) != np.shape(message["value"])
         }
+
+    def _draw_discrete(
+        self, key: Any, fixed: Mapping[str, Any], data: Sequence[Any]
+    ) -> dict[str, Any]:
+        """One draw of the summed-out sites given the others, by funsor's backward sampling."""
+        from numpyro.contrib.funsor import config_enumerate, infer_discrete
+
+        known = config_enumerate(handlers.substitute(self.model, data=dict(fixed)))
+        model = infer_discrete(known, -self._plate_dims - 1, temperature=1, rng_key=key)
+        with alone(), warnings.catch_warnings(), handlers.trace() as trace:
+            warnings.simplefilter("ignore", FutureWarning)
+            self._call(data, key, model)
+        return {site.name: trace[site.name]["value"] for site in self.discrete}
 
     def _values(self, trace: Mapping[str, Any]) -> dict[str, Any]:
         return {
@@ -497,9 +585,9 @@ class Program:
             names = [site.name for site in self.discrete]
             raise MethodError(
                 f"{method} cannot serve this model: NumPyro and funsor cannot sum out the discrete "
-                f"sites {names} ({type(error).__name__}: {error}). Sum them out in the model: a "
-                "forward recursion and numpyro.factor for chains in a scan, "
-                "numpyro.distributions.MixtureSameFamily for mixtures."
+                f"sites {names} ({type(error).__name__}: {error}). Every batch dimension must be a "
+                "plate's, or part of the event (.expand([n]).to_event(1)). Otherwise sum them out "
+                "in the model, as numpyro.distributions.MixtureSameFamily does for mixtures."
             ) from None
 
     def require_proper(self) -> None:
@@ -529,7 +617,22 @@ class Program:
                 else:
                     example = np.zeros(self.size, self.precision)
                 self._traced[name] = Traced.of(getattr(self, name), example, self.data)
+                if name == "prior":
+                    self._require_randomness(self._traced[name])
         return self._traced[name]
+
+    def _require_randomness(self, traced: Traced) -> None:
+        if self.latent and not any(dependents(traced.jaxpr, 1)):
+            raise ModelError(
+                f"{label(self.model)} draws the same values whatever the seed: it carries a "
+                "numpyro.handlers.seed of its own. Pass the model without it."
+            )
+
+    @functools.cached_property
+    def _joint(self) -> Traced:
+        values = {s.name: jax.ShapeDtypeStruct(s.shape, s.dtype) for s in self.latent}
+        with self.context():
+            return Traced.of(self.log_joint, values, self.data)
 
     @functools.cached_property
     def model_hash(self) -> str:
@@ -537,15 +640,14 @@ class Program:
         sha = hashlib.sha256()
         for site in self.sites.values():
             sha.update(repr((site.name, site.kind, site.shape, str(site.dtype))).encode())
-        with self.context():
-            values = {s.name: jax.ShapeDtypeStruct(s.shape, s.dtype) for s in self.latent}
-            joint = Traced.of(self.log_joint, values, self.data)
-            sha.update(fingerprint(joint.jaxpr).encode())
+        sha.update(fingerprint(self._joint.jaxpr).encode())
         return sha.hexdigest()
 
-    @property
+    @functools.cached_property
     def data_hash(self) -> str:
-        return self.arguments.digest()
+        """SHA-256 of the data: the arguments, and arrays the model takes from elsewhere."""
+        elsewhere = sorted(digest(as_numpy(const)) for const in self._joint.consts)
+        return hashlib.sha256("".join([self.arguments.digest(), *elsewhere]).encode()).hexdigest()
 
     def __repr__(self) -> str:
         kinds = {
@@ -558,73 +660,3 @@ class Program:
 
 def _fixed_key() -> Any:
     return jax.random.key(0)
-
-
-def _auxiliary(message: Mapping[str, Any]) -> bool:
-    return bool(message["infer"].get("is_auxiliary"))
-
-
-def _log_prob(message: Mapping[str, Any]) -> Any:
-    fn, value, scale = message["fn"], message["value"], message["scale"]
-    intermediates = message["intermediates"]
-    score = fn.log_prob(value, intermediates) if intermediates else fn.log_prob(value)
-    return score if scale is None else scale * score
-
-
-def _transformed(values: Mapping[str, Any], message: dict) -> Any:
-    """Substitute x = t(u) at a latent site and score the log Jacobian as a factor.
-
-    The factor is made inside the site's own plates and masks, so that it is scaled as the site is.
-    """
-    if message["type"] != "sample" or message["name"] not in values:
-        return None
-    u, support = values[message["name"]], message["fn"].support
-    transform = biject_to(support)
-    index = message["infer"].get("_scan_current_index")
-    if index is not None:  # inside a scan: one step of the series
-        shift = transform.codomain.event_dim - transform.domain.event_dim
-        if jnp.ndim(u) > len(message["fn"].shape()) - shift:
-            u = u[index]
-    if _is_real(support):
-        return u
-    x = transform(u)
-    log_det = transform.log_abs_det_jacobian(u, x)
-    rightmost = jnp.ndim(log_det) - jnp.ndim(x) + len(message["fn"].event_shape)
-    numpyro.factor(f"{message['name']}{_LOG_DET}", sum_rightmost(log_det, rightmost))
-    return x
-
-
-class _redraw(Messenger):
-    """Turns observed sites into sites to draw, of the shape that was observed."""
-
-    def process_message(self, message: dict) -> None:
-        if message["type"] != "sample" or not message["is_observed"] or _auxiliary(message):
-            return
-        fn, shape = message["fn"], jnp.shape(message["value"])
-        batch = shape[: len(shape) - fn.event_dim]
-        if batch != fn.batch_shape:
-            message["fn"] = fn.expand(batch)
-        message |= {"value": None, "is_observed": False}
-
-
-def _is_real(support: Any) -> bool:
-    if isinstance(support, constraints.independent):
-        return _is_real(support.base_constraint)
-    return support is constraints.real
-
-
-class _positive_shapes(handlers.substitute):
-    """Gives improper sites a value in the first, abstract run, where nothing can draw them."""
-
-    def __init__(self, fn: Callable) -> None:
-        super().__init__(fn, substitute_fn=_improper_value)
-
-
-def _improper_value(message: dict) -> Any:
-    if message["type"] != "sample" or message["is_observed"] or message["value"] is not None:
-        return None
-    fn = message["fn"]
-    if not is_improper(fn.base_dist if isinstance(fn, MaskedDistribution) else fn):
-        return None
-    transform = biject_to(fn.support)
-    return transform(jnp.zeros(transform.inverse_shape(fn.shape())))

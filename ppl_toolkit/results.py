@@ -1,34 +1,49 @@
-"""Draws become an `xarray.DataTree` in ArviZ's schema; what can be done with it afterwards.
-
-The tree holds no model. Functions that need one (`predict`, `log_likelihood`) take it again and
-check by its hash that it is the same.
-"""
+"""Draws become an `xarray.DataTree` in ArviZ's schema; its groups, attributes and summary."""
 
 from __future__ import annotations
 
 import dataclasses
 import datetime
 import json
-from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import jax
 import numpy as np
 
-from ppl_toolkit import __version__, convergence, executables
-from ppl_toolkit.errors import CheckpointError, DataError, OptionError, SiteError
+from ppl_toolkit import __version__, convergence
+from ppl_toolkit.errors import (
+    CheckpointError,
+    DataError,
+    OptionError,
+    SiteError,
+)
+from ppl_toolkit.labels import label_dimensions
 from ppl_toolkit.program import Program
-from ppl_toolkit.sites import Site
-from ppl_toolkit.tracing import Traced
+from ppl_toolkit.sites import variable_name
 
 if TYPE_CHECKING:
     import pandas
     import xarray
 
-__all__ = ["build", "dataset", "load", "log_likelihood", "predict", "save", "summary"]
-
-_BATCH = 256
+__all__ = [
+    "build",
+    "checked_seed",
+    "data_groups",
+    "dataset",
+    "draws_dataset",
+    "options_text",
+    "posterior_group",
+    "read_state",
+    "require_tree",
+    "run_attributes",
+    "scalar_labels",
+    "state_arrays",
+    "state_dataset",
+    "stats_group",
+    "summary",
+    "with_groups",
+]
 
 
 # -- building the tree --------------------------------------------------------------------------
@@ -36,19 +51,6 @@ _BATCH = 256
 
 def _dims_of(program: Program) -> dict[str, tuple[str, ...]]:
     return {name: site.dims for name, site in program.sites.items()}
-
-
-def label_dimensions(sizes: Mapping[str, int], coords: Mapping[str, Any]) -> dict[str, np.ndarray]:
-    """A coordinate for every dimension: the user's, or 0, 1, 2, ..."""
-    labels = {}
-    for dim, size in sizes.items():
-        values = np.asarray(coords.get(dim, np.arange(size)))
-        if values.shape != (size,):
-            raise DataError(
-                f"coords[{dim!r}] has {values.size} labels, but dimension {dim!r} has {size}."
-            )
-        labels[dim] = values
-    return labels
 
 
 def dataset(
@@ -65,10 +67,10 @@ def dataset(
     for name, value in values.items():
         extra = dims.get(name, ())
         if len(extra) != value.ndim - len(leading):
-            extra = [f"{name}_dim_{i}" for i in range(value.ndim - len(leading))]
+            extra = [f"{variable_name(name)}_dim_{i}" for i in range(value.ndim - len(leading))]
         names = (*leading, *extra)
         sizes.update(zip(names, value.shape, strict=True))
-        data[name] = (names, value)
+        data[variable_name(name)] = (names, value)
     return xarray.Dataset(data, coords=label_dimensions(sizes, coords))
 
 
@@ -102,21 +104,30 @@ def run_attributes(**extra: Any) -> dict[str, Any]:
 
 def data_groups(program: Program, coords: Mapping[str, Any]) -> dict[str, xarray.Dataset]:
     """The observed and the other data of a program, by group."""
-    sites = program.sites
+    sites, arguments = program.sites, program.arguments
     observed = {
-        site.name: program.data[site.argument] for site in program.observed if site.argument >= 0
+        site.name: program.data[site.argument]
+        if site.argument >= 0
+        else program.computed_observations[site.name]
+        for site in program.observed
+        if site.argument >= 0 or site.name in program.computed_observations
     }
     taken = {site.argument for site in program.observed}
     constant = {
         _variable_name(name): array
-        for i, (name, array) in enumerate(
-            zip(program.arguments.names, program.arguments.arrays, strict=True)
-        )
+        for i, (name, array) in enumerate(zip(arguments.names, arguments.arrays, strict=True))
         if i not in taken
     }
+    dims = _constant_dims(program, constant)
+    used = {dim for names in dims.values() for dim in names}
+    renamed = {name: f"{name}_data" if name in used else name for name in constant}
     groups = {
         "observed_data": dataset(observed, {n: sites[n].dims for n in observed}, coords),
-        "constant_data": dataset(constant, _constant_dims(program, constant), coords),
+        "constant_data": dataset(
+            {renamed[name]: array for name, array in constant.items()},
+            {renamed[name]: names for name, names in dims.items()},
+            coords,
+        ),
     }
     return {name: group for name, group in groups.items() if group.data_vars}
 
@@ -137,7 +148,7 @@ def _constant_dims(
     dims = {}
     for name, value in constant.items():
         first = by_size.get(value.shape[0], set()) if value.ndim else set()
-        if len(first) == 1 and name not in first:
+        if len(first) == 1:
             rest = [f"{name}_dim_{i}" for i in range(1, value.ndim)]
             dims[name] = (*first, *rest)
     return dims
@@ -164,6 +175,7 @@ def stats_group(group: str) -> str:
 
 def posterior_group(tree: xarray.DataTree) -> str:
     """The group that holds the draws: "posterior", or "prior" for prior runs."""
+    require_tree(tree)
     for name in ("posterior", "prior"):
         if name in tree.children:
             return name
@@ -171,6 +183,25 @@ def posterior_group(tree: xarray.DataTree) -> str:
         f"this tree has neither a posterior nor a prior group; its groups are "
         f"{list(tree.children)}."
     )
+
+
+def require_tree(tree: Any) -> None:
+    """Refuse what is not a result."""
+    if type(tree).__name__ != "DataTree":
+        raise DataError(
+            f"expected a result of infer (an xarray.DataTree); got {type(tree).__name__}."
+        )
+
+
+def with_groups(tree: xarray.DataTree, groups: Mapping[str, xarray.Dataset]) -> xarray.DataTree:
+    """A copy of ``tree`` with further groups."""
+    import xarray
+
+    new = tree.copy()
+    for name, group in groups.items():
+        sampled = {"sample_dims": ["chain", "draw"]} if "draw" in group.dims else {}
+        new[name] = xarray.DataTree(group.assign_attrs(run_attributes(**sampled)))
+    return new
 
 
 # -- the sampler's state ------------------------------------------------------------------------
@@ -220,44 +251,6 @@ def read_state(arrays: Mapping[str, Any], structure: Any) -> Any:
     return jax.tree_util.tree_unflatten(jax.tree_util.tree_structure(structure), leaves)
 
 
-# -- files --------------------------------------------------------------------------------------
-
-
-def save(tree: xarray.DataTree, path: str | Path) -> Path:
-    """Write a result to ``path``: netCDF (``.nc``) or zarr (``.zarr``).
-
-    Raises:
-        OptionError: the suffix is neither.
-    """
-    path = Path(path)
-    if path.suffix == ".nc":
-        temporary = path.with_name(path.name + ".part")
-        tree.to_netcdf(temporary, engine="h5netcdf")
-        temporary.replace(path)
-    elif path.suffix == ".zarr":
-        tree.to_zarr(path, mode="w")
-    else:
-        raise OptionError(f"cannot tell the format from {path.name!r}: end it in .nc or .zarr.")
-    return path
-
-
-def load(path: str | Path) -> xarray.DataTree:
-    """Read a result: netCDF into memory, zarr lazily.
-
-    Raises:
-        CheckpointError: there is no such file.
-    """
-    import xarray
-
-    path = Path(path)
-    if not path.exists():
-        raise CheckpointError(f"there is no result at {path}.")
-    if path.suffix == ".zarr" or path.is_dir():
-        return xarray.open_datatree(path, engine="zarr", chunks=None)
-    with xarray.open_datatree(path, engine="h5netcdf") as tree:
-        return tree.load()
-
-
 # -- numbers ------------------------------------------------------------------------------------
 
 
@@ -281,10 +274,15 @@ def summary(
         r_hat, mcse_mean, mcse_sd.
 
     Raises:
-        SiteError: a name is not there.
+        SiteError: a site or group is not there.
     """
     import pandas
 
+    require_tree(tree)
+    if group is not None and group not in tree.children:
+        raise SiteError(
+            f"there is no group {group!r} in this result; it has {list(tree.children)}."
+        )
     draws = tree[group or posterior_group(tree)].dataset
     names = [var_names] if isinstance(var_names, str) else list(var_names or draws.data_vars)
     unknown = [name for name in names if name not in draws.data_vars]
@@ -328,263 +326,8 @@ def scalar_labels(array: xarray.DataArray) -> list[str]:
     return labels
 
 
-# -- functions that need the model again --------------------------------------------------------
-
-
-def _over_draws(
-    program: Program, traced: Traced, values: Mapping[str, np.ndarray], seed: int, label: str
-) -> dict[str, np.ndarray]:
-    """``traced(key, values, data)`` for every draw, in batches of one compiled shape.
-
-    Args:
-        values: arrays (chain, draw, ...) of the latent sites.
-
-    Returns:
-        Arrays (chain, draw, ...) by site. Draw s of the flattened draws uses fold_in(seed, s).
-    """
-    chains, draws = next(iter(values.values())).shape[:2]
-    total = chains * draws
-    flat = {k: v.reshape(total, *v.shape[2:]) for k, v in values.items()}
-    batch = min(_BATCH, 1 << (total - 1).bit_length())
-
-    def run(consts: Any, data: Any, words: Any, numbers: Any, values: Any) -> Any:
-        root = jax.random.wrap_key_data(words)
-
-        def one(number: Any, value: Any) -> Any:
-            return traced(consts, jax.random.fold_in(root, number), value, data)
-
-        return jax.vmap(one)(numbers, values)
-
-    def padded(x: np.ndarray, first: int) -> np.ndarray:
-        part = x[first : first + batch]
-        return np.concatenate([part, np.repeat(part[-1:], batch - len(part), axis=0)])
-
-    words = np.array([seed >> 32, seed & 0xFFFFFFFF], np.uint32)
-    numbers = np.arange(total, dtype=np.uint32)
-    parts: dict[str, list[np.ndarray]] = {}
-    with program.context():
-        device = jax.devices()[0]
-        fixed = jax.device_put((traced.consts, program.data, words), device)
-        first_args = (*fixed, padded(numbers, 0), {k: padded(v, 0) for k, v in flat.items()})
-        shapes = str(jax.tree.map(lambda x: (np.shape(x), str(x.dtype)), first_args))
-        executable, _ = executables.compiled(
-            (label, traced.text(), shapes, program.precision),
-            lambda: jax.jit(run, keep_unused=True).lower(*first_args),
-            device,
-        )
-        for first in range(0, total, batch):
-            out = executable.call(
-                *fixed, padded(numbers, first), {k: padded(v, first) for k, v in flat.items()}
-            )
-            count = min(batch, total - first)
-            for name, value in out.items():
-                parts.setdefault(name, []).append(np.array(np.asarray(value)[:count]))
-    return {
-        name: np.concatenate(blocks).reshape(chains, draws, *blocks[0].shape[1:])
-        for name, blocks in parts.items()
-    }
-
-
-def _latent_draws(
-    tree: xarray.DataTree, program: Program, resample: Sequence[str] = ()
-) -> dict[str, np.ndarray]:
-    """The latent sites' draws of a result, checked against the program."""
-    draws = tree[posterior_group(tree)].dataset
-    seen = tree["observed_data"].dataset if "observed_data" in tree.children else {}
-    values = {}
-    for site in program.latent:
-        if site.name in resample or (site.name in seen and site.name not in draws):
-            continue
-        if site.name not in draws:
-            raise SiteError(
-                f"the result has no site {site.name!r}; it has {list(draws.data_vars)}. Is it of "
-                "this model?"
-            )
-        value = np.asarray(draws[site.name].transpose("chain", "draw", ...))
-        if value.shape[2:] != site.shape:
-            raise SiteError(
-                f"site {site.name!r} has shape {value.shape[2:]} in the result but {site.shape} "
-                f"with these arguments. To draw it anew for new groups: resample=[{site.name!r}]."
-            )
-        values[site.name] = value.astype(site.dtype)
-    return values
-
-
-def _program_like(
-    tree: xarray.DataTree, model: Callable, args: Sequence[Any], kwargs: Mapping[str, Any]
-) -> Program:
-    return Program(
-        model,
-        args,
-        kwargs,
-        precision=tree.attrs.get("precision", "float64"),
-        dims=json.loads(tree.attrs.get("dims", "{}")),
-    )
-
-
-def _coords_of(tree: xarray.DataTree, program: Program) -> dict[str, np.ndarray]:
-    """Coordinates of a result that still have the length this program gives them."""
-    sizes = program.dimensions
-    found: dict[str, np.ndarray] = {}
-    for group in tree.children.values():
-        for dim, values in group.dataset.coords.items():
-            if sizes.get(str(dim)) == values.size:
-                found[str(dim)] = np.asarray(values)
-    return found
-
-
-def check_coords(program: Program, coords: Mapping[str, Any]) -> dict[str, Any]:
-    """The user's labels of dimensions.
-
-    Raises:
-        DataError: no site has such a dimension, or its length differs.
-    """
-    sizes = program.dimensions
-    for dim, values in coords.items():
-        if dim not in sizes:
-            raise DataError(
-                f"coords names dimension {dim!r}, which no site has; there are {sorted(sizes)}. "
-                "Plates give dimensions their names; dims= names event dimensions."
-            )
-        if len(values) != sizes[dim]:
-            raise DataError(
-                f"coords[{dim!r}] has {len(values)} labels, but the dimension has {sizes[dim]}."
-            )
-    return dict(coords)
-
-
-def predict(
-    tree: xarray.DataTree,
-    model: Callable,
-    *args: Any,
-    seed: int = 0,
-    resample: str | Sequence[str] = (),
-    coords: Mapping[str, Any] | None = None,
-    data: Mapping[str, Any] | None = None,
-    **kwargs: Any,
-) -> xarray.DataTree:
-    """Draw the data anew for every draw of a result.
-
-    Args:
-        tree: a result of ``model``.
-        model: the model.
-        *args, **kwargs: its arguments: those of the run (posterior predictive), or new ones
-            (predictions; leave out what is to be predicted, or pass values of the right shape).
-        seed: predictions of one seed are the same whatever the batch size.
-        resample: latent sites to draw from the model instead of taking their posterior draws,
-            for groups the data did not have.
-        coords: labels of dimensions; those of the run where they fit, but for the dimensions of
-            resampled sites.
-        data: further arguments of the model by name, as in `infer`.
-
-    Returns:
-        The tree with a further group: for the arguments of the run `posterior_predictive` (or
-        `prior_predictive`, for a result of the prior) with the sites the model observes; for new
-        arguments `predictions` and `predictions_constant_data`.
-
-    Raises:
-        SiteError: the result is of another model, shapes differ, or ``resample`` names no site.
-        DataError: coords do not fit, or there is nothing to predict.
-    """
-    program = _program_like(tree, model, args, {**kwargs, **(data or {})})
-    anew = [resample] if isinstance(resample, str) else list(resample)
-    latent = [site.name for site in program.latent]
-    if unknown := [name for name in anew if name not in latent]:
-        raise SiteError(f"resample= names {unknown}; the latent sites are {latent}.")
-    values = _latent_draws(tree, program, anew)
-    if not values:
-        raise SiteError("resample= names every latent site; nothing of the result is left.")
-    example = {k: jax.ShapeDtypeStruct(v.shape[2:], v.dtype) for k, v in values.items()}
-    with program.context():
-        traced = Traced.of(program.predict, _example_key(), example, program.data)
-    drawn = _over_draws(program, traced, values, _seed(seed), "predict")
-    new_dims = {dim for name in anew for dim in program.sites[name].dims}
-    kept = {k: v for k, v in _coords_of(tree, program).items() if k not in new_dims}
-    labels = {**kept, **check_coords(program, coords or {})}
-    extra: dict[str, Any] = {}
-    if program.data_hash == tree.attrs.get("data_hash") and not anew:
-        name = f"{posterior_group(tree)}_predictive"
-        drawn = {k: v for k, v in drawn.items() if program.sites[k].kind == "observed"}
-        if not drawn:
-            raise DataError(
-                "with these arguments the model observes nothing, so there is nothing to predict. "
-                "Pass the observed data too."
-            )
-    else:
-        name = "predictions"
-        groups = data_groups(program, labels)
-        extra = {f"predictions_{k}": v for k, v in groups.items() if k == "constant_data"}
-    group = draws_dataset(drawn, program, labels)
-    return _with_groups(tree, {name: group, **extra})
-
-
-def log_likelihood(
-    tree: xarray.DataTree,
-    model: Callable,
-    *args: Any,
-    data: Mapping[str, Any] | None = None,
-    **kwargs: Any,
-) -> xarray.DataTree:
-    """Add the groups `log_likelihood` (pointwise) and `log_prior` (by site) to a result.
-
-    Args:
-        tree: a result of ``model``.
-        model, *args, **kwargs: the model and the arguments of the run.
-        data: further arguments of the model by name, as in `infer`.
-
-    Raises:
-        DataError: the data are not those of the run.
-        SiteError: the result is of another model.
-    """
-    program = _program_like(tree, model, args, {**kwargs, **(data or {})})
-    if program.data_hash != tree.attrs.get("data_hash"):
-        raise DataError(
-            "these arguments are not the data of the run, so its log likelihood would mean "
-            "nothing. Pass the run's data; for new data use predict."
-        )
-    if program.model_hash != tree.attrs.get("model_hash"):
-        raise SiteError(
-            "this model computes something else than the one of the run (its hash differs), so its "
-            "log likelihood would mean nothing."
-        )
-    values = _latent_draws(tree, program)
-    example = {k: jax.ShapeDtypeStruct(v.shape[2:], v.dtype) for k, v in values.items()}
-
-    def terms(_: Any, values: Any, data: Any) -> dict[str, Any]:
-        return program.log_terms(values, data)
-
-    with program.context():
-        traced = Traced.of(terms, _example_key(), example, program.data)
-    scores = _over_draws(program, traced, values, 0, "log_terms")
-    coords = _coords_of(tree, program)
-    groups = {}
-    for group, sites in (("log_likelihood", program.observed), ("log_prior", program.latent)):
-        chosen = {site.name: scores[site.name] for site in sites}
-        dims = {site.name: _batch_dims(site) for site in sites}
-        groups[group] = dataset(chosen, dims, coords, ("chain", "draw"))
-    return _with_groups(tree, groups)
-
-
-def _batch_dims(site: Site) -> tuple[str, ...]:
-    return site.dims[: len(site.dims) - site.event_dim]
-
-
-def _with_groups(tree: xarray.DataTree, groups: Mapping[str, xarray.Dataset]) -> xarray.DataTree:
-    import xarray
-
-    new = tree.copy()
-    for name, group in groups.items():
-        sampled = {"sample_dims": ["chain", "draw"]} if "draw" in group.dims else {}
-        new[name] = xarray.DataTree(group.assign_attrs(run_attributes(**sampled)))
-    return new
-
-
-def _example_key() -> Any:
-    """The type of a key, without making one (which would compile)."""
-    return jax.eval_shape(lambda: jax.random.key(0))
-
-
-def _seed(seed: int) -> int:
+def checked_seed(seed: int) -> int:
+    """A seed as an integer in [0, 2^64)."""
     if not isinstance(seed, int | np.integer) or not 0 <= int(seed) < 2**64:
         raise OptionError(f"seed must be an integer in [0, 2^64); got {seed!r}.")
     return int(seed)

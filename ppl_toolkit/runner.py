@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import concurrent.futures
 import functools
+import math
 import os
 import signal
 import threading
@@ -32,7 +33,7 @@ from ppl_toolkit.tracing import Traced
 __all__ = ["Block", "Engine", "MemorySink", "Outcome", "Progress", "Run", "Sink", "Timing"]
 
 _BUFFER_BYTES = 8 * 2**20  # of the draws one call of a compiled program returns
-_MOST_ROWS = 256
+_MOST_ROWS = 1024
 _CHUNK_BYTES = 32 * 2**20  # of the draws of a chunk, all chains, unless its length is given
 _INIT_INDEX = 0xFFFFFFFF
 _CHUNK_SECONDS = 0.5
@@ -73,7 +74,7 @@ class Timing(NamedTuple):
     sampling: float
 
 
-_structures: dict[Any, tuple[Any, int]] = {}  # shapes of a state, bytes of an iteration
+_structures: dict[Any, tuple[Any, Any]] = {}  # shapes of a state, and of what a step gives
 
 
 class Engine:
@@ -108,8 +109,10 @@ class Engine:
             )  # fmt: skip
             if self._key not in _structures:
                 state = jax.eval_shape(self._init, *self._avals["init"])
-                _structures[self._key] = state, self._row_bytes(state, inputs)
-            state, self.row_bytes = _structures[self._key]
+                _structures[self._key] = state, self._given_by_a_step(state, inputs)
+            state, (draw, self._stats, self._values) = _structures[self._key]
+            given_leaves = jax.tree.leaves((draw, self._stats, self._values))
+            self.row_bytes = max(1, sum(8 * math.prod(leaf.shape) for leaf in given_leaves))
             self.rows = int(np.clip(_BUFFER_BYTES // self.row_bytes, 1, _MOST_ROWS))
             index = jax.ShapeDtypeStruct((), np.int32)
             self._avals["advance"] = (
@@ -211,20 +214,27 @@ class Engine:
         rows_second = functools.partial(jax.tree.map, lambda x: jnp.moveaxis(x, 0, 1))
         return states, rows_second(values), rows_second(stats)
 
-    def _row_bytes(self, state: Any, inputs: tuple) -> int:
-        """Bytes of what one iteration of one unit gives."""
+    def _given_by_a_step(self, state: Any, inputs: tuple) -> tuple[Any, Any, Any]:
+        """Shapes of the draw, the statistics and the values by site that one iteration gives."""
         seed = jax.ShapeDtypeStruct((2,), np.uint32)
         chains = jax.ShapeDtypeStruct((self.lanes,), np.uint32)
         index = jax.ShapeDtypeStruct((), np.int32)
 
-        def shapes(consts: Any, data: Any, settings: Any, *rest: Any) -> Any:
+        def step(consts: Any, data: Any, settings: Any, *rest: Any) -> Any:
             target = self._target(consts, data)
-            _, draw, stat = self._step(consts, data, settings, *rest)
+            _, draw, stats = self._step(consts, data, settings, *rest)
             values = self._over_lanes(lambda d: self.method.values(d, target), draw)
-            return draw, stat, values
+            return draw, stats, values
 
-        out = jax.eval_shape(shapes, *inputs, seed, chains, state, index)
-        return max(1, sum(int(np.prod(leaf.shape)) * 8 for leaf in jax.tree.leaves(out)))
+        return jax.eval_shape(step, *inputs, seed, chains, state, index)
+
+    def no_draws(self, chains: int) -> Block:
+        """A block of the right shapes and types with no draws in it."""
+
+        def empty(like: Any) -> np.ndarray:
+            return np.zeros((chains, 0, *like.shape[1:]), like.dtype)
+
+        return Block(*(jax.tree.map(empty, part) for part in (self._values, self._stats)))
 
     # -- executables ------------------------------------------------------------------------
 
@@ -254,8 +264,11 @@ class Engine:
                 for device in self.devices:
                     self.function(name, device)
 
-        with concurrent.futures.ThreadPoolExecutor(len(names)) as pool:
+        pool = concurrent.futures.ThreadPoolExecutor(len(names))
+        try:
             list(pool.map(make, names))
+        finally:  # Ctrl-C does not wait for XLA
+            pool.shutdown(wait=False, cancel_futures=True)
 
 
 def _chain_key(seed: Any, chain: Any) -> Any:
@@ -512,7 +525,7 @@ class MemorySink:
 
     def __init__(self) -> None:
         self.blocks: list[Block] = []
-        self._committed = 0
+        self._committed = 1  # the block without draws that comes first
 
     def append(self, block: Block) -> None:
         self.blocks.append(block)
@@ -523,6 +536,6 @@ class MemorySink:
     def rollback(self) -> None:
         del self.blocks[self._committed :]
 
-    def block(self) -> Block | None:
+    def block(self) -> Block:
         """All draws so far, (chain, draw, ...)."""
-        return _joined(self.blocks, 1) if self.blocks else None
+        return _joined(self.blocks, 1)

@@ -10,17 +10,20 @@ import jax.numpy as jnp
 import numpy as np
 from numpyro.distributions import MaskedDistribution, biject_to
 
-from ppl_toolkit.errors import DataError, SiteError
+from ppl_toolkit.errors import DataError, ModelError, SiteError
 
 __all__ = [
     "Site",
+    "check_labels",
     "check_observed_values",
     "finite_support",
     "first_index",
     "is_improper",
     "read_site",
+    "variable_name",
 ]
 
+_RESERVED = ("chain", "draw", "sample", "pred_id")  # by ArviZ's schema
 _WRAPPERS = ("ExpandedDistribution", "Independent", "MaskedDistribution")
 
 
@@ -42,6 +45,7 @@ class Site(NamedTuple):
         proper: False for flat (improper) priors, which cannot be drawn from.
         masked: whether a mask switches some of its elements off.
         argument: index of the data array observed there, -1 if it is computed.
+        scanned: whether it is a series made by NumPyro's scan (its first dimension).
     """
 
     name: str
@@ -59,10 +63,61 @@ class Site(NamedTuple):
     proper: bool = True
     masked: bool = False
     argument: int = -1
+    scanned: bool = False
 
     @property
     def unconstrained_size(self) -> int:
         return math.prod(self.unconstrained_shape)
+
+    @property
+    def variable(self) -> str:
+        """Its name in results: "/", with which `scope` divides names, means groups there."""
+        return variable_name(self.name)
+
+
+def variable_name(name: str) -> str:
+    """What a site or dimension is called in results."""
+    return name.replace("/", ".")
+
+
+def check_labels(sites: Mapping[str, Site]) -> None:
+    """Refuse names that a labelled result cannot hold.
+
+    Raises:
+        SiteError: a name is reserved or used twice, or a dimension has two lengths.
+    """
+    variables: dict[str, str] = {}
+    lengths: dict[str, tuple[int, str]] = {}
+    for site in sites.values():
+        if site.variable in variables:
+            raise SiteError(
+                f"sites {site.name!r} and {variables[site.variable]!r} would both be called "
+                f"{site.variable!r} in the result; rename one."
+            )
+        variables[site.variable] = site.name
+        if repeated := {dim for dim in site.dims if site.dims.count(dim) > 1}:
+            raise SiteError(
+                f"site {site.name!r} has dimension {sorted(repeated)[0]!r} twice: dims="
+                f"{list(site.dims)}. Every dimension of a site needs a name of its own."
+            )
+        for dim, size in zip(site.dims, site.shape, strict=True):
+            before, owner = lengths.setdefault(dim, (size, site.name))
+            if before != size:
+                raise SiteError(
+                    f"dimension {dim!r} has length {before} at site {owner!r} but {size} at site "
+                    f"{site.name!r}; plates of different sizes need different names."
+                )
+    for name in (*variables, *lengths):
+        if name in _RESERVED:
+            raise SiteError(
+                f"the name {name!r} is reserved for results (of {_RESERVED}); rename the site or "
+                "plate."
+            )
+    if both := sorted(variables.keys() & lengths.keys()):
+        raise SiteError(
+            f"{both[0]!r} names a site and a dimension; rename the site or the plate, or name the "
+            "dimension with dims=."
+        )
 
 
 def read_site(
@@ -106,6 +161,7 @@ def read_site(
         "dims": _dims(name, shape, fn.event_dim, message["cond_indep_stack"], names),
         "distribution": _distribution_name(base),
         "masked": isinstance(fn, MaskedDistribution),
+        "scanned": bool(message.get("_control_flow_done")),
     }
     if message["infer"].get("is_auxiliary") and message["is_observed"]:
         return Site(kind="factor", **common)
@@ -115,6 +171,11 @@ def read_site(
         argument = next((i for i, array in enumerate(data) if array is value), -1)
         _check_observed_shape(name, fn, shape)
         return Site(kind="observed", argument=argument, **common)
+    if common["distribution"] == "Delta":
+        raise ModelError(
+            f"site {name!r} is a latent Delta: a number, not a random variable. Write "
+            f"numpyro.deterministic({name!r}, value)."
+        )
     if fn.is_discrete:
         return Site(kind="latent", cardinality=_cardinality(fn), **common)
     return Site(
@@ -134,11 +195,11 @@ def _dims(
     event_dims: Sequence[str],
 ) -> tuple[str, ...]:
     """A name for every dimension: its plate's, the user's, or SITE_dim_N."""
-    dims = [f"{name}_dim_{axis}" for axis in range(len(shape))]
+    dims = [f"{variable_name(name)}_dim_{axis}" for axis in range(len(shape))]
     for frame in frames:
         axis = len(shape) - event_dim + frame.dim
         if 0 <= axis < len(shape) and shape[axis] == frame.size:
-            dims[axis] = frame.name if frame.name != name else f"{name}_dim"
+            dims[axis] = variable_name(frame.name)
     if len(event_dims) > len(shape):
         raise SiteError(
             f"dims= gives {len(event_dims)} names {list(event_dims)} for site {name!r} of shape "

@@ -72,7 +72,10 @@ def _positions_of(program: Program, init: Mapping[str, Any], chains: int, seed: 
         raise SiteError(f"init= names {unknown}; the continuous latent sites are {list(latent)}.")
     values = {}
     for name, value in init.items():
-        array = np.asarray(value, program.precision)
+        try:
+            array = np.asarray(value, program.precision)
+        except (TypeError, ValueError):
+            raise DataError(f"init[{name!r}] is not an array of numbers: {value!r:.60}.") from None
         shape = latent[name].shape
         if not np.isfinite(array).all():
             raise DataError(f"init[{name!r}] has non-finite values.")

@@ -20,15 +20,11 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from ppl_toolkit.errors import CheckpointError
-from ppl_toolkit.program import Program
-from ppl_toolkit.results import (
-    label_dimensions,
-    load,
-    run_attributes,
-    state_arrays,
-    stats_group,
-)
+from ppl_toolkit.files import load
+from ppl_toolkit.labels import label_dimensions
+from ppl_toolkit.results import run_attributes, state_arrays, stats_group
 from ppl_toolkit.runner import Block
+from ppl_toolkit.sites import variable_name
 
 if TYPE_CHECKING:
     import xarray
@@ -45,10 +41,14 @@ class Checkpoint(NamedTuple):
     Attributes:
         manifest: iteration, committed draws, seed, chains, warm-up, method, hashes.
         state: the sampler's state as named arrays (chain, ...).
+        coords: labels of dimensions.
+        shapes: a zero of the shape of every site of the draws.
     """
 
     manifest: dict[str, Any]
     state: dict[str, np.ndarray]
+    coords: dict[str, np.ndarray]
+    shapes: dict[str, np.ndarray]
 
 
 def _checksum(state: Mapping[str, np.ndarray]) -> str:
@@ -60,12 +60,11 @@ def _checksum(state: Mapping[str, np.ndarray]) -> str:
 
 
 def _write_checkpoint(
-    directory: Path, manifest: Mapping[str, Any], state: Mapping[str, np.ndarray]
+    directory: Path, manifest: Mapping[str, Any], arrays: Mapping[str, np.ndarray]
 ) -> None:
     buffer = io.BytesIO()
-    text = json.dumps({**manifest, "checksum": _checksum(state)})
-    arrays: dict[str, Any] = {f"state/{k}": v for k, v in state.items()}
-    np.savez(buffer, manifest=np.asarray(text), **arrays)
+    text = json.dumps({**manifest, "checksum": _checksum(arrays)})
+    np.savez(buffer, manifest=np.asarray(text), **dict(arrays))  # type: ignore[arg-type]
     temporary = directory / f"{_CHECKPOINT}.part"
     with temporary.open("wb") as file:
         file.write(buffer.getvalue())
@@ -90,17 +89,17 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
         )
     try:
         with np.load(file, allow_pickle=False) as content:
-            manifest = json.loads(str(content["manifest"]))
-            state = {
-                key.removeprefix("state/"): content[key]
-                for key in content.files
-                if key.startswith("state/")
-            }
+            arrays = {key: content[key] for key in content.files}
+        manifest = json.loads(str(arrays.pop("manifest")))
     except Exception as error:
         raise CheckpointError(f"the checkpoint {file} is damaged: {error}") from error
-    if _checksum(state) != manifest.pop("checksum"):
+    if _checksum(arrays) != manifest.pop("checksum"):
         raise CheckpointError(f"the checkpoint {file} is damaged: its checksum does not match.")
-    return Checkpoint(manifest, state)
+
+    def part(kind: str) -> dict[str, np.ndarray]:
+        return {k.removeprefix(kind): v for k, v in arrays.items() if k.startswith(kind)}
+
+    return Checkpoint(manifest, part("state/"), part("coords/"), part("shapes/"))
 
 
 class ZarrSink:
@@ -109,8 +108,9 @@ class ZarrSink:
     Args:
         path: the directory; must not exist unless ``keep`` draws of it are to be kept.
         manifest: what a resumed run needs to know, as JSON values.
-        groups: name of the draws' group.
+        group: name of the draws' group.
         dims: dimension names of every site, without chain and draw.
+        coords: labels of dimensions.
         keep: committed draws of an earlier run to keep, None for a new run.
     """
 
@@ -120,11 +120,13 @@ class ZarrSink:
         manifest: Mapping[str, Any],
         group: str,
         dims: Mapping[str, Sequence[str]],
+        coords: Mapping[str, np.ndarray],
         keep: int | None = None,
     ) -> None:
         import zarr
 
         self.path, self.manifest, self.group, self.dims = Path(path), dict(manifest), group, dims
+        self.coords = dict(coords)
         self.stats_group = stats_group(group)
         if keep is None and self.path.exists():
             raise CheckpointError(
@@ -132,7 +134,12 @@ class ZarrSink:
                 f"infer(..., resume={str(self.path)!r})."
             )
         self.draws = self._committed = keep or 0
-        self._root: Any = zarr.open_group(str(self.path), mode="w" if keep is None else "a")
+        try:
+            self._root: Any = zarr.open_group(
+                str(self.path), mode="w" if keep is None else "a", use_consolidated=False
+            )
+        except (OSError, ValueError) as error:
+            raise CheckpointError(f"store {self.path} cannot be written: {error}") from None
         self._arrays: dict[str, Any] = {}
         if keep is not None:
             self._cut_to(keep)
@@ -144,20 +151,25 @@ class ZarrSink:
             for key, array in members:
                 names: Any = getattr(array.metadata, "dimension_names", None) or ()
                 if tuple(names[:2]) == ("chain", "draw"):
+                    if array.shape[1] < draws:
+                        raise CheckpointError(
+                            f"store {self.path} is damaged: {name}/{key} has {array.shape[1]} "
+                            f"draws of the {draws} that were committed."
+                        )
                     array.resize((array.shape[0], draws, *array.shape[2:]))
                     self._arrays[f"{name}/{key}"] = array
 
     def _array(self, group: str, name: str, block: np.ndarray) -> Any:
-        key = f"{group}/{name}"
+        key = f"{group}/{variable_name(name)}"
         if key not in self._arrays:
             chains, _, *rest = block.shape
             row = max(int(np.prod(rest)) * block.dtype.itemsize, 1)
             rows = int(np.clip(_CHUNK_BYTES // row, 1, 4096))
             dims = list(self.dims.get(name, ()))
             if len(dims) != len(rest):
-                dims = [f"{name}_dim_{i}" for i in range(len(rest))]
+                dims = [f"{variable_name(name)}_dim_{i}" for i in range(len(rest))]
             self._arrays[key] = self._root.require_group(group).create_array(
-                name,
+                variable_name(name),
                 shape=(chains, 0, *rest),
                 chunks=(1, rows, *(max(n, 1) for n in rest)),
                 dtype=block.dtype,
@@ -174,8 +186,9 @@ class ZarrSink:
         ):
             for name, value in arrays.items():
                 array, count = self._array(group, name, value), value.shape[1]
-                array.resize((array.shape[0], self.draws + count, *array.shape[2:]))
-                array[:, self.draws : self.draws + count] = value
+                if count:
+                    array.resize((array.shape[0], self.draws + count, *array.shape[2:]))
+                    array[:, self.draws : self.draws + count] = value
         self.draws += count
 
     def commit(self, state: Callable[[], Any], iteration: int, warmup_steps: int) -> None:
@@ -186,7 +199,13 @@ class ZarrSink:
             "draws": self.draws,
             "warmup_steps": warmup_steps,
         }
-        _write_checkpoint(self.path, manifest, state_arrays(state()))
+        arrays = {f"state/{name}": value for name, value in state_arrays(state()).items()}
+        arrays |= {f"coords/{dim}": labels for dim, labels in self.coords.items()}
+        for key, array in self._arrays.items():
+            group, name = key.split("/")
+            if group == self.group:
+                arrays[f"shapes/{name}"] = np.zeros(array.shape[2:])
+        _write_checkpoint(self.path, manifest, arrays)
         self._committed = self.draws
 
     def rollback(self) -> None:
@@ -196,17 +215,11 @@ class ZarrSink:
         self.draws = self._committed
 
     def finish(
-        self,
-        program: Program,
-        coords: Mapping[str, Any],
-        groups: Mapping[str, xarray.Dataset],
-        attributes: Mapping[str, Any],
+        self, groups: Mapping[str, xarray.Dataset], attributes: Mapping[str, Any]
     ) -> xarray.DataTree:
         """Write labels, the other groups and the attributes; the result is read lazily.
 
         Args:
-            program: gives dimensions their names.
-            coords: labels of dimensions.
             groups: the groups besides the draws and their statistics.
             attributes: of the root and of the draws' group.
         """
@@ -223,7 +236,7 @@ class ZarrSink:
                 for array in arrays
                 for dim, size in zip(array.metadata.dimension_names, array.shape, strict=True)
             }
-            labels = label_dimensions(sizes, coords)
+            labels = label_dimensions(sizes, self.coords)
             attrs = {"sample_dims": ["chain", "draw"], **run_attributes(**attributes)}
             written[name] = xarray.Dataset(coords=labels, attrs=attrs)
         with warnings.catch_warnings():
@@ -233,8 +246,9 @@ class ZarrSink:
                     if name in self._root:
                         del self._root[name]
                     group = group.assign_attrs(run_attributes())
-                elif "draw" in self._root[name]:
-                    del self._root[name]["draw"]
+                else:  # labels of an earlier part of the run
+                    for dim in set(group.coords) & set(self._root[name].array_keys()):
+                        del self._root[name][dim]
                 group.to_zarr(self.path, group=name, mode="a", consolidated=False)
             self._root.attrs.update(run_attributes(**attributes))
             zarr.consolidate_metadata(str(self.path))

@@ -15,9 +15,11 @@ from jax.extend import core as jax_core
 __all__ = [
     "CONCRETE_VALUE_ERRORS",
     "Traced",
+    "as_numpy",
     "closed_over_arrays",
     "dependents",
     "label",
+    "scan_parts",
     "user_line",
 ]
 
@@ -51,18 +53,69 @@ class Traced(NamedTuple):
         closed, out = jax.make_jaxpr(function, return_shape=True)(*args)
         return cls(closed.jaxpr, tuple(closed.consts), jax.tree_util.tree_structure(out))
 
+    @property
+    def names(self) -> list[str]:
+        """The keys of the dictionary it returns, in the order of its outputs."""
+        return sorted(jax.tree_util.tree_unflatten(self.out_tree, range(self.out_tree.num_leaves)))
+
     def text(self) -> str:
         """A text that determines the computation up to the values of ``consts``."""
         return f"{self.jaxpr}{self.out_tree}"
 
 
+def as_numpy(constant: Any) -> np.ndarray:
+    """A constant of a jaxpr as a NumPy array; random keys by their data."""
+    if jax.dtypes.issubdtype(getattr(constant, "dtype", None), jax.dtypes.prng_key):
+        constant = jax.random.key_data(constant)
+    return np.asarray(constant)
+
+
+def scan_parts(equation: Any) -> tuple[int, int]:
+    """How many inputs of a scan are constants, and how many are carried.
+
+    What is not one of the series has in the body as many axes as outside.
+    """
+    body = equation.params["jaxpr"].jaxpr
+
+    def whole(outer: Sequence[Any], inner: Sequence[Any]) -> int:
+        return sum(a.aval.ndim == b.aval.ndim for a, b in zip(outer, inner, strict=True))
+
+    carried = whole(equation.outvars, body.outvars)
+    return whole(equation.invars, body.invars) - carried, carried
+
+
 def dependents(jaxpr: Any, count: int) -> list[bool]:
     """Which outputs of a jaxpr may depend on its first ``count`` inputs."""
-    touched = set(jaxpr.invars[:count])
+    return _spread(jaxpr, [i < count for i in range(len(jaxpr.invars))])
+
+
+def _spread(jaxpr: Any, flags: Sequence[bool]) -> list[bool]:
+    """Which outputs may depend on the flagged inputs; loops and calls are looked into."""
+    touched = {v for v, flag in zip(jaxpr.invars, flags, strict=True) if flag}
+
+    def hit(atom: Any) -> bool:
+        return not hasattr(atom, "val") and atom in touched
+
     for equation in jaxpr.eqns:
-        if any(v in touched for v in equation.invars if not hasattr(v, "val")):
-            touched.update(equation.outvars)
-    return [not hasattr(v, "val") and v in touched for v in jaxpr.outvars]
+        inputs = [hit(v) for v in equation.invars]
+        if not any(inputs):
+            continue
+        if equation.primitive.name in ("jit", "pjit"):
+            outputs = _spread(equation.params["jaxpr"].jaxpr, inputs)
+        elif equation.primitive.name == "scan":
+            first, carried = scan_parts(equation)
+            while True:
+                outputs = _spread(equation.params["jaxpr"].jaxpr, inputs)
+                carry = inputs[first : first + carried]
+                if all(was or not now for was, now in zip(carry, outputs, strict=False)):
+                    break
+                inputs[first : first + carried] = [
+                    a or b for a, b in zip(carry, outputs, strict=False)
+                ]
+        else:
+            outputs = [True] * len(equation.outvars)
+        touched.update(v for v, flag in zip(equation.outvars, outputs, strict=True) if flag)
+    return [hit(v) for v in jaxpr.outvars]
 
 
 def label(model: Callable) -> str:

@@ -175,7 +175,12 @@ CASES = {
     "prior of a flat site": (lambda: infer(flat, 1.0, method="prior"), MethodError, "improper"),
     # labels
     "coords unknown": (lambda: schools(coords={"scool": range(8)}), DataError, "scool.*school"),
-    "coords too short": (lambda: schools(coords={"school": "abc"}), DataError, "3 labels"),
+    "coords too short": (lambda: schools(coords={"school": list("abc")}), DataError, "3 labels"),
+    "coords a word": (lambda: schools(coords={"school": "abc"}), DataError, "a sequence"),
+    "coords of pairs": (
+        lambda: schools(coords={"school": [(1, 2)] * 8}), DataError, r"one label.*\(8, 2\)",
+    ),
+    "coords not a dictionary": (lambda: schools(coords=[1, 2]), DataError, "dictionary.*list"),
     "dims of unknown site": (lambda: schools(dims={"w": ["d"]}), SiteError, "'w'"),
     "dims too many": (lambda: schools(dims={"mu": ["d"]}), SiteError, "mu"),
     # starting points
@@ -192,7 +197,7 @@ CASES = {
         lambda: schools(resume="no/such/run.zarr"), CheckpointError, "does not exist",
     ),
     "resume and store": (
-        lambda: schools(resume="no/such/run.zarr", store="b.zarr"), CheckpointError, "no/such",
+        lambda: schools(resume="no/such/run.zarr", store="b.zarr"), OptionError, "neither store",
     ),
     "load of nothing": (lambda: ppl.load("no/such/file.nc"), CheckpointError, "no result"),
 }  # fmt: skip

@@ -195,6 +195,11 @@ class TestOnePass:
         close(found["mean"], draws.mean(axis=(0, 1)), 1e-12)
         close(found["sd"], draws.std(axis=(0, 1), ddof=1), 1e-10)
 
+    def test_the_ranks_alone_give_the_same(self, draws):
+        whole = convergence.convergence(draws)
+        for name, value in convergence.ranked(draws).items():
+            np.testing.assert_array_equal(value, whole[name])
+
     def test_block_boundaries_do_not_show(self):
         x = autoregressive(0.7, (2, 40, 600), np.random.default_rng(4))
         whole = convergence(x)

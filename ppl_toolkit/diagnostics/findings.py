@@ -38,8 +38,8 @@ class Finding(NamedTuple):
     """One thing to look at.
 
     Attributes:
-        kind: "divergences", "tree_depth", "bfmi", "r_hat", "ess", "stuck", "precision" or
-            "subsample".
+        kind: "divergences", "tree_depth", "bfmi", "r_hat", "ess", "stuck", "precision",
+            "parameters" or "subsample".
         severity: "error" (do not use the draws) or "warning" (look before you use them).
         sites: the scalars or sites concerned, the worst first.
         number: the figure that gave the alarm.
@@ -158,7 +158,7 @@ def _convergence_findings(tree: xarray.DataTree) -> list[Finding]:
     for name in draws.data_vars:
         for block in _blocks(draws[name].transpose("chain", "draw", ...)):
             values = np.asarray(block, dtype=float).reshape(chains, count, -1)
-            numbers = convergence.convergence(values)
+            numbers = convergence.ranked(values)
             names += scalar_labels(block)
             r_hats.append(numbers["r_hat"])
             ess.append(np.minimum(numbers["ess_bulk"], numbers["ess_tail"]))
@@ -239,6 +239,18 @@ def _setup_findings(tree: xarray.DataTree) -> list[Finding]:
                 f"data {narrowed} came as float32 into a float64 run: seven digits were lost "
                 "before.",
                 "Pass float64 arrays, or ask for precision='float32'.",
+            )
+        )
+    if names := tree.attrs.get("fixed_parameters"):
+        found.append(
+            Finding(
+                "parameters",
+                "warning",
+                tuple(str(names).split(", ")),
+                1.0,
+                f"numpyro.param sites {names} were not learned: they stay at their initial values.",
+                "Give them priors: numpyro.sample, numpyro.handlers.lift, or random_module for "
+                "networks.",
             )
         )
     if plates := tree.attrs.get("subsampled_plates"):

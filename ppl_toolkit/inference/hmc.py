@@ -465,6 +465,8 @@ class HMC(_Hamiltonian):
 
     Args:
         steps: leapfrog steps per transition (the cost: one gradient each).
+        jitter: every transition scales its step size by a uniform number in 1 -+ jitter, since
+            trajectories of one length can run in circles on a Gaussian target.
         target_acceptance: mean acceptance that warm-up tunes the step size to.
         metric: "diagonal" or "dense" inverse mass matrix, learned in warm-up.
         warmup: default number of warm-up iterations.
@@ -474,19 +476,24 @@ class HMC(_Hamiltonian):
     """
 
     steps: int = 16
+    jitter: float = 0.2
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if not 0.0 <= self.jitter < 1.0:
+            raise OptionError(f"jitter must lie in [0, 1); got {self.jitter}.")
         if not isinstance(self.steps, int) or self.steps < 1:
             raise OptionError(f"steps must be an integer >= 1; got {self.steps!r}.")
 
     def statics(self) -> tuple:
-        return (self.metric, self.steps)
+        return (self.metric, self.steps, self.jitter)
 
     def transition(
         self, key: Any, point: Point, gradient: Gradient, metric: Metric, step: Scalar
     ) -> tuple[Point, dict[str, Any]]:
-        return hmc_transition(key, point, gradient, metric, step, self.steps)
+        key, key_jitter = random.split(key)
+        stretch = random.uniform(key_jitter, (), step.dtype, 1.0 - self.jitter, 1.0 + self.jitter)
+        return hmc_transition(key, point, gradient, metric, stretch * step, self.steps)
 
 
 @dataclasses.dataclass(frozen=True)
