@@ -10,7 +10,7 @@ import pytest
 from arviz_stats.base import array_stats
 from scipy.special import ndtri
 
-from ppl_toolkit.convergence import bfmi, convergence, ess, mcse, psis, rhat, rhat_nested
+from ppl_toolkit.convergence import bfmi, convergence, ess, mcse, psis, ranked, rhat, rhat_nested
 from ppl_toolkit.errors import DataError, OptionError
 
 TAIL = (0.05, 0.95)
@@ -196,8 +196,8 @@ class TestOnePass:
         close(found["sd"], draws.std(axis=(0, 1), ddof=1), 1e-10)
 
     def test_the_ranks_alone_give_the_same(self, draws):
-        whole = convergence.convergence(draws)
-        for name, value in convergence.ranked(draws).items():
+        whole = convergence(draws)
+        for name, value in ranked(draws).items():
             np.testing.assert_array_equal(value, whole[name])
 
     def test_block_boundaries_do_not_show(self):
