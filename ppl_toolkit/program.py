@@ -294,6 +294,8 @@ class Program:
             DataError: a value is not finite, or outside the support of its site.
         """
         names = [site.name for site in self.observed if site.argument < 0]
+        if not names:
+            return {}
 
         def values(key: Any, data: Sequence[Any]) -> list[Any]:
             trace = self._trace(data, key, with_improper_sites)
@@ -303,14 +305,12 @@ class Program:
             traced = Traced.of(values, jax.eval_shape(_fixed_key), self.data)
             random = dependents(traced.jaxpr, 1)  # by way of latent sites
             fixed = [name for name, flag in zip(names, random, strict=True) if not flag]
-            if not fixed:
-                return {}
 
             def of_data(data: Sequence[Any]) -> dict[str, Any]:
                 found = dict(zip(names, values(_fixed_key(), data), strict=True))
                 return {name: found[name] for name in fixed}
 
-            found = jax.tree.map(np.array, evaluate(of_data, self.data))
+            found = jax.tree.map(np.array, evaluate(of_data, self.data)) if fixed else {}
         for name, value in found.items():
             if not self.sites[name].masked:
                 check_observed_values(self.sites[name], value, f"value computed for {name}")
@@ -629,7 +629,10 @@ class Program:
             )
 
     @functools.cached_property
-    def _joint(self) -> Traced:
+    def _score(self) -> Traced:
+        """What tells models apart: a log density that every process traces alike."""
+        if self.continuous and not self.discrete:
+            return self.traced("log_density")
         values = {s.name: jax.ShapeDtypeStruct(s.shape, s.dtype) for s in self.latent}
         with self.context():
             return Traced.of(self.log_joint, values, self.data)
@@ -640,13 +643,13 @@ class Program:
         sha = hashlib.sha256()
         for site in self.sites.values():
             sha.update(repr((site.name, site.kind, site.shape, str(site.dtype))).encode())
-        sha.update(fingerprint(self._joint.jaxpr).encode())
+        sha.update(fingerprint(self._score.jaxpr).encode())
         return sha.hexdigest()
 
     @functools.cached_property
     def data_hash(self) -> str:
         """SHA-256 of the data: the arguments, and arrays the model takes from elsewhere."""
-        elsewhere = sorted(digest(as_numpy(const)) for const in self._joint.consts)
+        elsewhere = sorted(digest(as_numpy(const)) for const in self._score.consts)
         return hashlib.sha256("".join([self.arguments.digest(), *elsewhere]).encode()).hexdigest()
 
     def __repr__(self) -> str:

@@ -246,6 +246,25 @@ def test_one_transition_leaves_a_skewed_law_invariant(kind):
     assert stats.kstest(np.exp(ends), stats.gamma(2.0).cdf).pvalue > 1e-5
 
 
+def test_the_newer_half_of_a_trajectory_is_preferred():
+    """Biased progressive sampling: of halves of equal weight the new one is taken for certain, so
+    that a transition of two doublings never stays where it was."""
+    step, draws = 1e-4, 4000
+    start = start_at(gaussian, np.array([0.3, -0.2, 0.1]), np.zeros(3))
+    metric = metric_of("diagonal")
+
+    def once(key):
+        point, stats = nuts_transition(
+            key, start.point, jax.value_and_grad(gaussian), metric, jnp.asarray(step), 2
+        )
+        return jnp.any(point.position != start.point.position), stats["n_steps"]
+
+    moved, steps = jax.vmap(once)(jax.random.split(jax.random.key(0), draws))
+    assert (np.asarray(steps) == 3).all()
+    # The weights differ by less than 1e-6: a single stay has probability below 1e-2.
+    assert np.asarray(moved).all()
+
+
 def test_statistics_of_a_transition():
     """Step counts add up to the gradients evaluated; depth and divergence flags are right."""
     calls = []
