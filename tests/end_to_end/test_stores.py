@@ -291,7 +291,7 @@ def test_subsampled_rows_are_labelled_by_what_they_are():
 
 
 class TestFiles:
-    @pytest.fixture(scope="class")
+    @pytest.fixture
     def tree(self):
         return quiet(ppl.infer, conjugate, np.ones(3), draws=20, warmup=20)
 
