@@ -30,7 +30,17 @@ from ppl_toolkit import executables
 from ppl_toolkit.program import Program
 from ppl_toolkit.tracing import Traced
 
-__all__ = ["Block", "Engine", "MemorySink", "Outcome", "Progress", "Run", "Sink", "Timing"]
+__all__ = [
+    "Block",
+    "Engine",
+    "MemorySink",
+    "Outcome",
+    "Progress",
+    "Run",
+    "Sink",
+    "Timing",
+    "run_data_sets",
+]
 
 _BUFFER_BYTES = 8 * 2**20  # of the draws one call of a compiled program returns
 _MOST_ROWS = 1024
@@ -279,14 +289,20 @@ class _Unit:
     """Some chains that run in lock step on one device: their inputs and their state."""
 
     def __init__(
-        self, engine: Engine, chains: Sequence[int], seed: int, settings: Any, device: Any
+        self,
+        engine: Engine,
+        chains: Sequence[int],
+        seed: int,
+        settings: Any,
+        device: Any,
+        data: Any = None,
     ) -> None:
         self.engine, self.chains, self.device = engine, tuple(chains), device
         padded = [*chains, *[chains[-1]] * (engine.lanes - len(chains))]
         self.inputs = jax.device_put(
             (
                 engine.consts,
-                engine.program.data,
+                engine.program.data if data is None else data,
                 settings,
                 np.array([seed >> 32, seed & 0xFFFFFFFF], np.uint32),
                 np.array(padded, np.uint32),
@@ -490,6 +506,50 @@ class Run:
             Timing(self.engine.compile_seconds, seconds["warmup"], seconds["sampling"]),
             steps,
         )
+
+
+def run_data_sets(
+    engine: Engine,
+    data_sets: Sequence[Any],
+    seed: int,
+    warmup: int,
+    draws: int,
+    threads: int | None = None,
+    progress: Callable[[int], None] = lambda done: None,
+) -> list[Block]:
+    """One chain on each of many data sets, by the engine's one compiled program.
+
+    Args:
+        engine: of a program whose data have the shapes of all ``data_sets``; one lane.
+        data_sets: what stands for ``program.data``, once for every data set.
+        seed: chain i, on data set i, uses the keys of chain i of this seed.
+        warmup, draws: iterations of every chain.
+        threads: data sets worked on at a time; the number of cores if None.
+        progress: told after every data set how many are done.
+
+    Returns:
+        The draws on every data set, (1, draw, ...) by site.
+    """
+    program, device = engine.program, engine.devices[0]
+    with program.context():
+        settings = engine.method.settings(program, warmup)
+    origin, given = np.zeros((1, program.size), program.precision), np.zeros(1, bool)
+
+    def work(index: int) -> Block:
+        with program.context():
+            unit = _Unit(engine, [index], seed, settings, device, data_sets[index])
+            unit.chains = (0,)  # its row of the starting points
+            unit.init(origin, given)
+            unit.advance(0, warmup, collect=False)
+            return _joined(unit.advance(warmup, draws, collect=True), 1)
+
+    blocks = []
+    cores = len(os.sched_getaffinity(0)) if device.platform == "cpu" else 1
+    with concurrent.futures.ThreadPoolExecutor(threads or cores) as pool:
+        for block in pool.map(work, range(len(data_sets))):
+            blocks.append(block)
+            progress(len(blocks))
+    return blocks
 
 
 def _advance_work(index: int, count: int, collect: bool) -> Callable[[_Unit], list[Block]]:

@@ -1,0 +1,326 @@
+"""Simulation-based calibration: does a method draw from the posterior of this model?
+
+Draw parameters from the prior and data given them. If the method is right, the rank of the true
+value among posterior draws is uniform, for every function of parameters and data.
+
+Source: Talts et al. (2018), arXiv:1804.06788; Modrák et al. (2023), Bayesian Analysis, for
+functions of the data, such as the log likelihood; Säilynoja et al. (2022) for the exact bands.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from ppl_toolkit import convergence, results
+from ppl_toolkit.arguments import with_data
+from ppl_toolkit.diagnostics.ecdf import p_value
+from ppl_toolkit.errors import DataError, MethodError, OptionError
+from ppl_toolkit.inference import method_named
+from ppl_toolkit.labels import check_coords
+from ppl_toolkit.program import Program
+from ppl_toolkit.progress import progress_for
+from ppl_toolkit.runner import Block, Engine, run_data_sets
+
+if TYPE_CHECKING:
+    import xarray
+
+__all__ = ["Calibration", "calibrate", "holm"]
+
+_LEVEL = 1e-3
+_PILOTS = 10
+_MOST_THINNING = 20
+_LOG_LIKELIHOOD, _LOG_JOINT = "log_likelihood", "log_joint"
+
+
+class Calibration(NamedTuple):
+    """What simulation-based calibration found.
+
+    Attributes:
+        ranks: rank of the true value among ``draws`` posterior draws, (quantity, replication).
+        draws: posterior draws per replication, L: ranks run from 0 to L.
+        p_values: exact p-value of uniformity by quantity.
+        adjusted: the same, corrected by Holm for the number of quantities.
+        level: family level below which a quantity counts as not calibrated.
+        thinning: iterations per draw.
+        method: what was checked.
+    """
+
+    ranks: xarray.DataArray
+    draws: int
+    p_values: dict[str, float]
+    adjusted: dict[str, float]
+    level: float
+    thinning: int
+    method: str
+
+    @property
+    def failed(self) -> list[str]:
+        """Quantities whose ranks are not uniform, the worst first."""
+        below = [name for name, p in self.adjusted.items() if p < self.level]
+        return sorted(below, key=self.p_values.__getitem__)
+
+    @property
+    def ok(self) -> bool:
+        """Whether every quantity passed; wrongly False with probability ``level`` at most."""
+        return not self.failed
+
+    def tree(self) -> xarray.DataTree:
+        """Normalised ranks as `arviz.plot_ecdf_pit(tree, group="prior_sbc")` takes them."""
+        import xarray
+
+        scaled = (self.ranks + 0.5) / (self.draws + 1)
+        data = scaled.to_dataset("quantity").rename({"replication": "draw"}).expand_dims("chain")
+        return xarray.DataTree.from_dict({"prior_sbc": data})
+
+    def __str__(self) -> str:
+        count = self.ranks.sizes["replication"]
+        head = (
+            f"{self.method}: {len(self.p_values)} quantities, {count} data sets, ranks among "
+            f"{self.draws} draws (every {self.thinning}th iteration)."
+        )
+        if self.ok:
+            least = min(self.adjusted, key=self.adjusted.__getitem__)
+            verdict = (
+                f"Nothing contradicts calibration (least p-value {self.adjusted[least]:.3g}, of "
+                f"{least}, corrected for {len(self.p_values)} tests)."
+            )
+            return f"{head}\n{verdict}"
+        lines = [
+            f"  {name}: p = {self.adjusted[name]:.2g}, {self._shape(name)}" for name in self.failed
+        ]
+        return "\n".join([head, "Not calibrated:", *lines])
+
+    def _shape(self, name: str) -> str:
+        """What the ranks look like, and what that means."""
+        u = (self.ranks.sel(quantity=name).values + 0.5) / (self.draws + 1)
+        shift = (u.mean() - 0.5) * np.sqrt(12 * u.size)
+        spread = (np.mean((u - 0.5) ** 2) - 1 / 12) * np.sqrt(180 * u.size)
+        if abs(shift) > abs(spread):
+            return f"the draws are too {'low' if shift > 0 else 'high'}"
+        return f"the draws are too {'narrow' if spread > 0 else 'wide'}"
+
+
+def holm(p_values: Mapping[str, float]) -> dict[str, float]:
+    """p-values corrected for their number: rejecting those below a keeps the family level a.
+
+    Source: Holm (1979), Scandinavian Journal of Statistics 6.
+    """
+    corrected: dict[str, float] = {}
+    largest = 0.0
+    for i, name in enumerate(sorted(p_values, key=p_values.__getitem__)):
+        largest = max(largest, min(1.0, (len(p_values) - i) * p_values[name]))
+        corrected[name] = largest
+    return {name: corrected[name] for name in p_values}
+
+
+def calibrate(
+    model: Callable,
+    *args: Any,
+    method: Any = "nuts",
+    replications: int = 1000,
+    draws: int = 99,
+    warmup: int = 500,
+    thinning: int | None = None,
+    quantities: Callable[[Mapping[str, Any]], Mapping[str, Any]] | None = None,
+    seed: int = 0,
+    level: float = _LEVEL,
+    progress: bool | str = "auto",
+    threads: int | None = None,
+    precision: str = "float64",
+    data: Mapping[str, Any] | None = None,
+    **kwargs: Any,
+) -> Calibration:
+    """Check a method on a model by simulation-based calibration.
+
+    Args:
+        model, *args, **kwargs: the model and its arguments. Observed arrays give the shapes of the
+            data that are simulated; their values do not matter.
+        method: as in `infer`: a name or a method object.
+        replications: simulated data sets R.
+        draws: posterior draws L per data set, after thinning.
+        warmup: warm-up iterations on every data set.
+        thinning: iterations per draw; chosen from the first data sets if None, so that draws are
+            nearly independent.
+        quantities: further functions of the sites, ``{site: value} -> {name: scalar}``, of JAX
+            arrays. Every scalar of every site, the log likelihood and the log joint density are
+            always among the quantities.
+        seed, progress, threads, precision, data: as in `infer`.
+        level: family level of the verdict.
+
+    Returns:
+        Ranks, exact p-values, and a verdict that is wrong with probability ``level`` at most when
+        the method is right. Print it.
+
+    Raises:
+        MethodError: the prior is improper, or sites are summed out or subsampled.
+        DataError: the model observes nothing, or computes what it observes.
+
+    Cost: R (warmup + L thinning) iterations, by programs compiled once.
+    """
+    for name, value, least in (
+        ("replications", replications, 20), ("draws", draws, 9), ("warmup", warmup, 0),
+        ("thinning", thinning, 1),
+    ):  # fmt: skip
+        if value is not None and (not isinstance(value, int) or value < least):
+            raise OptionError(f"{name} must be an integer >= {least}; got {value!r}.")
+    if not 0 < level < 1:
+        raise OptionError(f"level must lie between 0 and 1; got {level}.")
+    seed = results.checked_seed(seed)
+    program = Program(model, args, with_data(model, kwargs, data), precision=precision)
+    chosen = method_named(method) if isinstance(method, str) else method
+    chosen = chosen() if isinstance(chosen, type) else chosen
+    _require_simulable(program)
+    chosen.check(program)
+    engine = Engine(program, chosen, 1, jax.local_devices()[:1])
+    simulate, score = _compiled(program, quantities)
+    words = np.array([seed >> 32, (seed & 0xFFFFFFFF) ^ _SALT], np.uint32)
+    with program.context():
+        truths = [simulate(words, np.uint32(i), program.data) for i in range(replications)]
+        truths = jax.tree.map(np.asarray, truths)
+    data_sets = [_with_observed(program, truth["observed"]) for truth in truths]
+    engine.compile("advance", "init")
+    if thinning is None:
+        pilot = run_data_sets(engine, data_sets[:_PILOTS], seed, warmup, 4 * draws, threads)
+        thinning = _thinning(pilot)
+    label = f"calibrating {type(chosen).__name__}"
+    with progress_for(progress, label, 0, 0, replications) as shown:
+        blocks = run_data_sets(
+            engine, data_sets, seed, warmup, draws * thinning, threads,
+            lambda done: shown.update(done, {}),
+        )  # fmt: skip
+    rng = np.random.default_rng(seed)
+    names = _quantity_names(program, truths[0])
+    ranks = np.empty((len(names), replications), int)
+    with program.context():
+        for i, (truth, block) in enumerate(zip(truths, blocks, strict=True)):
+            sites = {k: v[0, thinning - 1 :: thinning] for k, v in block.values.items()}
+            drawn = _flat(jax.tree.map(np.asarray, score(sites, data_sets[i])), draws)
+            true = _flat(jax.tree.map(lambda x: x[None], truth["quantities"]), 1)
+            ranks[:, i] = _ranks(true[0], drawn, rng)
+    return _verdict(names, ranks, draws, level, thinning, repr(chosen))
+
+
+_SALT = 0x5BC
+
+
+def _require_simulable(program: Program) -> None:
+    program.require_proper()
+    if program.marginalised or program.subsampled:
+        raise MethodError(
+            "calibration needs every latent site and all data: discrete sites that are summed out "
+            "and subsampled plates have no true value to rank. Write the sum into the model."
+        )
+    if not program.observed:
+        raise DataError("the model observes nothing, so there is no posterior to check.")
+    computed = [site.name for site in program.observed if site.argument < 0]
+    if computed:
+        raise DataError(
+            f"sites {computed} observe what the model computes, so simulated data cannot be put "
+            "there. Pass the observed arrays as arguments and observe them as they are."
+        )
+
+
+def _compiled(program: Program, quantities: Callable | None) -> tuple[Callable, Callable]:
+    """Compiled functions: a simulated truth with its data; the quantities of posterior draws."""
+    latent = [site.name for site in program.latent]
+
+    def measured(sites: Mapping[str, Any], data: Sequence[Any]) -> dict[str, Any]:
+        values = {name: sites[name] for name in latent}
+        terms = program.log_terms(values, data)
+        likelihood = sum(jnp.sum(terms[site.name]) for site in program.observed)
+        joint = sum(jnp.sum(term) for term in terms.values())
+        found = {**sites, _LOG_LIKELIHOOD: likelihood, _LOG_JOINT: joint}
+        return {**found, **(quantities(sites) if quantities else {})}
+
+    @jax.jit
+    def simulate(words: Any, index: Any, data: Sequence[Any]) -> dict[str, Any]:
+        key = jax.random.fold_in(jax.random.wrap_key_data(words), index)
+        key_prior, key_data = jax.random.split(key)
+        sites = program.prior(key_prior, data)
+        values = {name: sites[name] for name in latent}
+        drawn = program.predict(key_data, values, data)
+        observed = {site.name: drawn[site.name] for site in program.observed}
+        return {
+            "observed": observed,
+            "quantities": measured(sites, _with_observed(program, observed, data)),
+        }
+
+    return simulate, jax.jit(jax.vmap(measured, (0, None)))
+
+
+def _with_observed(
+    program: Program, observed: Mapping[str, Any], data: Sequence[Any] | None = None
+) -> tuple[Any, ...]:
+    """The data of the program with simulated values in the observed places."""
+    new = list(program.data if data is None else data)
+    for site in program.observed:
+        new[site.argument] = observed[site.name].astype(new[site.argument].dtype)
+    return tuple(new)
+
+
+def _thinning(pilot: Sequence[Block]) -> int:
+    """Iterations per nearly independent draw: the median over data sets of the slowest scalar."""
+    times = []
+    for block in pilot:
+        for values in block.values.values():
+            flat = np.asarray(values, float).reshape(*values.shape[:2], -1)
+            effective = np.atleast_1d(convergence.ess(flat))
+            times.append(flat.shape[1] / np.nanmin(effective, initial=flat.shape[1]))
+    per_set = np.reshape(times, (len(pilot), -1)).max(axis=1)
+    return int(np.clip(np.ceil(np.median(per_set)), 1, _MOST_THINNING))
+
+
+def _flat(quantities: Mapping[str, Any], count: int) -> np.ndarray:
+    """Quantities as a table (draw, scalar), in the order of `_quantity_names`."""
+    return np.concatenate(
+        [np.asarray(value, float).reshape(count, -1) for value in quantities.values()], axis=1
+    )
+
+
+def _quantity_names(program: Program, truth: Mapping[str, Any]) -> list[str]:
+    coords = check_coords(program, {})
+    names = []
+    for name, value in truth["quantities"].items():
+        site = program.sites.get(name)
+        dims = site.dims if site else [f"{name}_dim_{i}" for i in range(np.ndim(value))]
+        labels = [coords.get(dim, np.arange(n)) for dim, n in zip(dims, value.shape, strict=True)]
+        for index in np.ndindex(*value.shape):
+            parts = [str(label[i]) for label, i in zip(labels, index, strict=True)]
+            names.append(name + (f"[{', '.join(parts)}]" if parts else ""))
+    return names
+
+
+def _ranks(true: np.ndarray, drawn: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Ranks of true values (scalar,) among draws (draw, scalar); ties are broken at random."""
+    below, ties = (drawn < true).sum(axis=0), (drawn == true).sum(axis=0)
+    return below + rng.integers(0, ties + 1)
+
+
+def _verdict(
+    names: Sequence[str], ranks: np.ndarray, draws: int, level: float, thinning: int, method: str
+) -> Calibration:
+    import xarray
+
+    varies = [bool(np.ptp(row)) for row in ranks]
+    kept = [name for name, flag in zip(names, varies, strict=True) if flag]
+    table = ranks[np.asarray(varies)]
+    size = table.shape[1]
+    points = np.arange(1, draws + 2) / (draws + 1)
+    test = functools.partial(p_value, size=size, points=points)
+    found = {
+        name: test(np.cumsum(np.bincount(row, minlength=draws + 1)))
+        for name, row in zip(kept, table, strict=True)
+    }
+    array = xarray.DataArray(
+        table,
+        dims=("quantity", "replication"),
+        coords={"quantity": kept, "replication": np.arange(size)},
+        name="rank",
+    )
+    return Calibration(array, draws, found, holm(found), level, thinning, method)
