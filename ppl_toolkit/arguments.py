@@ -17,8 +17,9 @@ import jax
 import numpy as np
 
 from ppl_toolkit.errors import DataError, ModelError, OptionError
+from ppl_toolkit.tracing import digest
 
-__all__ = ["Arguments", "digest", "with_data"]
+__all__ = ["Arguments", "with_data"]
 
 _NUMERIC_KINDS = "fiubc"
 _FRAMES = ("pandas", "xarray", "polars")
@@ -169,13 +170,6 @@ class Arguments(NamedTuple):
     def digest(self) -> str:
         """SHA-256 of the array values, the order being the call's."""
         return hashlib.sha256("".join(map(digest, self.arrays)).encode()).hexdigest()
-
-
-def digest(array: np.ndarray) -> str:
-    """SHA-256 of one array: type, shape and bytes."""
-    sha = hashlib.sha256(f"{array.dtype}{array.shape}".encode())
-    sha.update(np.ascontiguousarray(array).tobytes())
-    return sha.hexdigest()
 
 
 def _bind(

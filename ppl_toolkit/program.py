@@ -21,7 +21,7 @@ import numpy as np
 from numpyro import handlers
 from numpyro.distributions import biject_to
 
-from ppl_toolkit.arguments import Arguments, digest
+from ppl_toolkit.arguments import Arguments
 from ppl_toolkit.errors import (
     DataBakedWarning,
     DataError,
@@ -56,6 +56,7 @@ from ppl_toolkit.tracing import (
     as_numpy,
     closed_over_arrays,
     dependents,
+    digest,
     label,
     user_line,
 )

@@ -295,14 +295,13 @@ class _Unit:
         seed: int,
         settings: Any,
         device: Any,
-        data: Any = None,
     ) -> None:
         self.engine, self.chains, self.device = engine, tuple(chains), device
         padded = [*chains, *[chains[-1]] * (engine.lanes - len(chains))]
         self.inputs = jax.device_put(
             (
                 engine.consts,
-                engine.program.data if data is None else data,
+                engine.program.data,
                 settings,
                 np.array([seed >> 32, seed & 0xFFFFFFFF], np.uint32),
                 np.array(padded, np.uint32),
@@ -319,6 +318,11 @@ class _Unit:
     def init(self, positions: np.ndarray, given: np.ndarray) -> None:
         call = self.engine.function("init", self.device)
         self.state = call(*self.inputs, self._padded(positions), self._padded(given))
+
+    def use(self, data: Any) -> None:
+        """Go on with other data of the same shapes (`refresh` renews the state's caches)."""
+        consts, _, *rest = self.inputs
+        self.inputs = (consts, jax.device_put(tuple(data), self.device), *rest)
 
     def restore(self, states: Any) -> None:
         self.state = jax.device_put(jax.tree.map(self._padded, states), self.device)
@@ -537,7 +541,8 @@ def run_data_sets(
 
     def work(index: int) -> Block:
         with program.context():
-            unit = _Unit(engine, [index], seed, settings, device, data_sets[index])
+            unit = _Unit(engine, [index], seed, settings, device)
+            unit.use(data_sets[index])
             unit.chains = (0,)  # its row of the starting points
             unit.init(origin, given)
             unit.advance(0, warmup, collect=False)

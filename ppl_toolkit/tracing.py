@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import dis
+import hashlib
 import inspect
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -18,6 +19,8 @@ __all__ = [
     "as_numpy",
     "closed_over_arrays",
     "dependents",
+    "digest",
+    "inner_jaxprs",
     "label",
     "scan_parts",
     "user_line",
@@ -59,8 +62,68 @@ class Traced(NamedTuple):
         return sorted(jax.tree_util.tree_unflatten(self.out_tree, range(self.out_tree.num_leaves)))
 
     def text(self) -> str:
-        """A text that determines the computation up to the values of ``consts``."""
-        return f"{self.jaxpr}{self.out_tree}"
+        """A text that determines the computation up to the values of ``consts``.
+
+        The printed jaxpr leaves out two things: the values of arrays that inner functions under
+        jit have closed over, and the derivative rules of functions that have their own.
+        """
+        parts = [str(self.jaxpr), str(self.out_tree), *_constants(self.jaxpr)]
+        if _has_rules(self.jaxpr):
+            parts.append(_derivative(self.jaxpr, self.consts))
+        return "".join(parts)
+
+
+_CUSTOM_RULES = ("custom_jvp_call", "custom_vjp_call")
+
+
+def _constants(jaxpr: Any) -> Iterator[str]:
+    """Digests of the arrays that inner functions have closed over."""
+    for inner in inner_jaxprs(jaxpr):
+        yield from (digest(as_numpy(c)) for c in getattr(inner, "consts", ()))
+        yield from _constants(getattr(inner, "jaxpr", inner))
+
+
+def _has_rules(jaxpr: Any) -> bool:
+    """Whether functions with derivative rules of their own are called anywhere."""
+    own = any(equation.primitive.name in _CUSTOM_RULES for equation in jaxpr.eqns)
+    return own or any(_has_rules(getattr(j, "jaxpr", j)) for j in inner_jaxprs(jaxpr))
+
+
+def inner_jaxprs(jaxpr: Any) -> Iterator[Any]:
+    """The jaxprs among the parameters of the equations: of loops, branches, calls."""
+    for equation in jaxpr.eqns:
+        for value in equation.params.values():
+            for part in value if isinstance(value, tuple | list) else (value,):
+                if hasattr(part, "eqns") or hasattr(part, "jaxpr"):
+                    yield part
+
+
+def _derivative(jaxpr: Any, consts: Sequence[Any]) -> str:
+    """The jaxpr's derivative as text, which spells the rules out."""
+    inexact = [jax.dtypes.issubdtype(v.aval.dtype, np.inexact) for v in jaxpr.invars]
+
+    def derivative(consts: Sequence[Any], *inputs: Any) -> Any:
+        function = jax_core.jaxpr_as_fun(jax_core.ClosedJaxpr(jaxpr, list(consts)))
+
+        def of_some(*chosen: Any) -> Any:
+            given = iter(chosen)
+            out = function(*(next(given) if f else x for f, x in zip(inexact, inputs, strict=True)))
+            return [x for x in out if jax.dtypes.issubdtype(x.dtype, np.inexact)]
+
+        value, pullback = jax.vjp(of_some, *(x for f, x in zip(inexact, inputs, strict=True) if f))
+        return pullback(value)
+
+    shapes = [jax.ShapeDtypeStruct(v.aval.shape, v.aval.dtype) for v in jaxpr.invars]
+    closed = jax.make_jaxpr(derivative)(list(consts), *shapes)
+    captured = [digest(as_numpy(c)) for c in closed.consts]  # by the rules
+    return "".join([str(closed.jaxpr), *captured, *_constants(closed.jaxpr)])
+
+
+def digest(array: np.ndarray) -> str:
+    """SHA-256 of one array: type, shape and bytes."""
+    sha = hashlib.sha256(f"{array.dtype}{array.shape}".encode())
+    sha.update(np.ascontiguousarray(array).tobytes())
+    return sha.hexdigest()
 
 
 def as_numpy(constant: Any) -> np.ndarray:

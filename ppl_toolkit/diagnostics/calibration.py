@@ -14,15 +14,21 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from ppl_toolkit import convergence, results
 from ppl_toolkit.arguments import with_data
 from ppl_toolkit.diagnostics.ecdf import p_value
-from ppl_toolkit.errors import DataError, MethodError, OptionError
+from ppl_toolkit.diagnostics.simulation import (
+    Quantities,
+    Simulator,
+    holm,
+    quantity_names,
+    table,
+    with_observed,
+)
+from ppl_toolkit.errors import OptionError
 from ppl_toolkit.inference import method_named
-from ppl_toolkit.labels import check_coords
 from ppl_toolkit.program import Program
 from ppl_toolkit.progress import progress_for
 from ppl_toolkit.runner import Block, Engine, run_data_sets
@@ -30,12 +36,11 @@ from ppl_toolkit.runner import Block, Engine, run_data_sets
 if TYPE_CHECKING:
     import xarray
 
-__all__ = ["Calibration", "calibrate", "holm"]
+__all__ = ["Calibration", "calibrate"]
 
 _LEVEL = 1e-3
 _PILOTS = 10
 _MOST_THINNING = 20
-_LOG_LIKELIHOOD, _LOG_JOINT = "log_likelihood", "log_joint"
 
 
 class Calibration(NamedTuple):
@@ -106,19 +111,6 @@ class Calibration(NamedTuple):
         return f"the draws are too {'narrow' if spread > 0 else 'wide'}"
 
 
-def holm(p_values: Mapping[str, float]) -> dict[str, float]:
-    """p-values corrected for their number: rejecting those below a keeps the family level a.
-
-    Source: Holm (1979), Scandinavian Journal of Statistics 6.
-    """
-    corrected: dict[str, float] = {}
-    largest = 0.0
-    for i, name in enumerate(sorted(p_values, key=p_values.__getitem__)):
-        largest = max(largest, min(1.0, (len(p_values) - i) * p_values[name]))
-        corrected[name] = largest
-    return {name: corrected[name] for name in p_values}
-
-
 def calibrate(
     model: Callable,
     *args: Any,
@@ -127,7 +119,7 @@ def calibrate(
     draws: int = 99,
     warmup: int = 500,
     thinning: int | None = None,
-    quantities: Callable[[Mapping[str, Any]], Mapping[str, Any]] | None = None,
+    quantities: Quantities | None = None,
     seed: int = 0,
     level: float = _LEVEL,
     progress: bool | str = "auto",
@@ -175,15 +167,11 @@ def calibrate(
     program = Program(model, args, with_data(model, kwargs, data), precision=precision)
     chosen = method_named(method) if isinstance(method, str) else method
     chosen = chosen() if isinstance(chosen, type) else chosen
-    _require_simulable(program)
     chosen.check(program)
+    simulator = Simulator.of(program, quantities)
     engine = Engine(program, chosen, 1, jax.local_devices()[:1])
-    simulate, score = _compiled(program, quantities)
-    words = np.array([seed >> 32, (seed & 0xFFFFFFFF) ^ _SALT], np.uint32)
-    with program.context():
-        truths = [simulate(words, np.uint32(i), program.data) for i in range(replications)]
-        truths = jax.tree.map(np.asarray, truths)
-    data_sets = [_with_observed(program, truth["observed"]) for truth in truths]
+    truths = simulator.joints(program, replications, seed)
+    data_sets = [with_observed(program, truth["observed"]) for truth in truths]
     engine.compile("advance", "init")
     if thinning is None:
         pilot = run_data_sets(engine, data_sets[:_PILOTS], seed, warmup, 4 * draws, threads)
@@ -195,73 +183,14 @@ def calibrate(
             lambda done: shown.update(done, {}),
         )  # fmt: skip
     rng = np.random.default_rng(seed)
-    names = _quantity_names(program, truths[0])
+    names = quantity_names(program, truths[0]["quantities"])
     ranks = np.empty((len(names), replications), int)
     with program.context():
         for i, (truth, block) in enumerate(zip(truths, blocks, strict=True)):
             sites = {k: v[0, thinning - 1 :: thinning] for k, v in block.values.items()}
-            drawn = _flat(jax.tree.map(np.asarray, score(sites, data_sets[i])), draws)
-            true = _flat(jax.tree.map(lambda x: x[None], truth["quantities"]), 1)
-            ranks[:, i] = _ranks(true[0], drawn, rng)
+            drawn = table(simulator.measure(sites, data_sets[i]), draws)
+            ranks[:, i] = _ranks(table(truth["quantities"], 1)[0], drawn, rng)
     return _verdict(names, ranks, draws, level, thinning, repr(chosen))
-
-
-_SALT = 0x5BC
-
-
-def _require_simulable(program: Program) -> None:
-    program.require_proper()
-    if program.marginalised or program.subsampled:
-        raise MethodError(
-            "calibration needs every latent site and all data: discrete sites that are summed out "
-            "and subsampled plates have no true value to rank. Write the sum into the model."
-        )
-    if not program.observed:
-        raise DataError("the model observes nothing, so there is no posterior to check.")
-    computed = [site.name for site in program.observed if site.argument < 0]
-    if computed:
-        raise DataError(
-            f"sites {computed} observe what the model computes, so simulated data cannot be put "
-            "there. Pass the observed arrays as arguments and observe them as they are."
-        )
-
-
-def _compiled(program: Program, quantities: Callable | None) -> tuple[Callable, Callable]:
-    """Compiled functions: a simulated truth with its data; the quantities of posterior draws."""
-    latent = [site.name for site in program.latent]
-
-    def measured(sites: Mapping[str, Any], data: Sequence[Any]) -> dict[str, Any]:
-        values = {name: sites[name] for name in latent}
-        terms = program.log_terms(values, data)
-        likelihood = sum(jnp.sum(terms[site.name]) for site in program.observed)
-        joint = sum(jnp.sum(term) for term in terms.values())
-        found = {**sites, _LOG_LIKELIHOOD: likelihood, _LOG_JOINT: joint}
-        return {**found, **(quantities(sites) if quantities else {})}
-
-    @jax.jit
-    def simulate(words: Any, index: Any, data: Sequence[Any]) -> dict[str, Any]:
-        key = jax.random.fold_in(jax.random.wrap_key_data(words), index)
-        key_prior, key_data = jax.random.split(key)
-        sites = program.prior(key_prior, data)
-        values = {name: sites[name] for name in latent}
-        drawn = program.predict(key_data, values, data)
-        observed = {site.name: drawn[site.name] for site in program.observed}
-        return {
-            "observed": observed,
-            "quantities": measured(sites, _with_observed(program, observed, data)),
-        }
-
-    return simulate, jax.jit(jax.vmap(measured, (0, None)))
-
-
-def _with_observed(
-    program: Program, observed: Mapping[str, Any], data: Sequence[Any] | None = None
-) -> tuple[Any, ...]:
-    """The data of the program with simulated values in the observed places."""
-    new = list(program.data if data is None else data)
-    for site in program.observed:
-        new[site.argument] = observed[site.name].astype(new[site.argument].dtype)
-    return tuple(new)
 
 
 def _thinning(pilot: Sequence[Block]) -> int:
@@ -274,26 +203,6 @@ def _thinning(pilot: Sequence[Block]) -> int:
             times.append(flat.shape[1] / np.nanmin(effective, initial=flat.shape[1]))
     per_set = np.reshape(times, (len(pilot), -1)).max(axis=1)
     return int(np.clip(np.ceil(np.median(per_set)), 1, _MOST_THINNING))
-
-
-def _flat(quantities: Mapping[str, Any], count: int) -> np.ndarray:
-    """Quantities as a table (draw, scalar), in the order of `_quantity_names`."""
-    return np.concatenate(
-        [np.asarray(value, float).reshape(count, -1) for value in quantities.values()], axis=1
-    )
-
-
-def _quantity_names(program: Program, truth: Mapping[str, Any]) -> list[str]:
-    coords = check_coords(program, {})
-    names = []
-    for name, value in truth["quantities"].items():
-        site = program.sites.get(name)
-        dims = site.dims if site else [f"{name}_dim_{i}" for i in range(np.ndim(value))]
-        labels = [coords.get(dim, np.arange(n)) for dim, n in zip(dims, value.shape, strict=True)]
-        for index in np.ndindex(*value.shape):
-            parts = [str(label[i]) for label, i in zip(labels, index, strict=True)]
-            names.append(name + (f"[{', '.join(parts)}]" if parts else ""))
-    return names
 
 
 def _ranks(true: np.ndarray, drawn: np.ndarray, rng: np.random.Generator) -> np.ndarray:
@@ -309,16 +218,16 @@ def _verdict(
 
     varies = [bool(np.ptp(row)) for row in ranks]
     kept = [name for name, flag in zip(names, varies, strict=True) if flag]
-    table = ranks[np.asarray(varies)]
-    size = table.shape[1]
+    kept_ranks = ranks[np.asarray(varies)]
+    size = kept_ranks.shape[1]
     points = np.arange(1, draws + 2) / (draws + 1)
     test = functools.partial(p_value, size=size, points=points)
     found = {
         name: test(np.cumsum(np.bincount(row, minlength=draws + 1)))
-        for name, row in zip(kept, table, strict=True)
+        for name, row in zip(kept, kept_ranks, strict=True)
     }
     array = xarray.DataArray(
-        table,
+        kept_ranks,
         dims=("quantity", "replication"),
         coords={"quantity": kept, "replication": np.arange(size)},
         name="rank",

@@ -417,6 +417,10 @@ class _Hamiltonian:
     def position(self, state: HMCState) -> Any:
         return state.point.position
 
+    def moved(self, state: HMCState, position: Any) -> HMCState:
+        """The state at another position; `refresh` renews its caches."""
+        return state._replace(point=state.point._replace(position=position))
+
     def step(
         self, key: Any, index: Any, state: HMCState, target: Any, settings: Settings
     ) -> tuple[HMCState, Vector, dict[str, Any]]:

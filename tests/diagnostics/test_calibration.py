@@ -12,7 +12,8 @@ import pytest
 from models import EFFECTS, ERRORS, conjugate, die, eight_schools
 
 import ppl_toolkit as ppl
-from ppl_toolkit.diagnostics.calibration import _ranks, calibrate, holm
+from ppl_toolkit.diagnostics.calibration import _ranks, calibrate
+from ppl_toolkit.diagnostics.simulation import holm
 from ppl_toolkit.errors import DataError, MethodError, OptionError
 
 sys.path.insert(0, str(Path(__file__).parent))
