@@ -22,7 +22,10 @@ _HOME = {
     "save": "files",
     "load": "files",
     "findings": "diagnostics.findings",
+    "calibrate": "diagnostics.calibration",
     "report": "diagnostics.report",
+    "loo": "diagnostics.leave_one_out",
+    "compare": "diagnostics.comparison",
     "HMC": "inference.hmc",
     "NUTS": "inference.hmc",
     "Prior": "inference.prior",
@@ -34,7 +37,10 @@ __all__ = [*sorted(_HOME), *_ROOMS, "__version__"]
 
 if TYPE_CHECKING:
     from ppl_toolkit import convergence, diagnostics, errors, inference
+    from ppl_toolkit.diagnostics.calibration import calibrate
+    from ppl_toolkit.diagnostics.comparison import compare
     from ppl_toolkit.diagnostics.findings import findings
+    from ppl_toolkit.diagnostics.leave_one_out import loo
     from ppl_toolkit.diagnostics.report import report
     from ppl_toolkit.files import load, save
     from ppl_toolkit.front_door import extend, infer

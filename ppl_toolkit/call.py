@@ -19,7 +19,7 @@ from ppl_toolkit.errors import InitializationError, SamplingError
 from ppl_toolkit.program import Program
 from ppl_toolkit.progress import progress_for
 from ppl_toolkit.runner import Engine, MemorySink, Outcome, Run
-from ppl_toolkit.store import ZarrSink
+from ppl_toolkit.store import ZarrSink, require_free
 
 if TYPE_CHECKING:
     import xarray
@@ -68,6 +68,7 @@ class Call(NamedTuple):
             "model_hash": self.program.model_hash,
             "data_hash": self.program.data_hash,
             "log_density": int(is_density(self.program.model)),
+            "latent_sites": json.dumps([site.variable for site in self.program.latent]),
         }
 
 
@@ -101,20 +102,11 @@ def carry_out(call: Call, begin: Begin) -> xarray.DataTree:
     identity = call.identity()
     clock = time.perf_counter()
     engine = Engine(program, method, call.lanes, call.devices)
+    other = results.data_groups(program, call.coords)
     total = call.warmup + call.draws
     going_on = begin.iteration > 0
-    sink: MemorySink | ZarrSink = MemorySink()
-    if call.store is not None:
-        sink = ZarrSink(
-            call.store,
-            {**identity, "target_draws": call.draws},
-            call.group,
-            {name: site.dims for name, site in program.sites.items()},
-            call.coords,
-            begin.draws if going_on else None,
-        )
-    if not begin.draws:
-        sink.append(engine.no_draws(call.chains))  # the shapes of what is to come
+    if call.store is not None and not going_on:
+        require_free(call.store)
     label = f"{call.name}, {call.chains} chains"
     with progress_for(call.progress, label, begin.iteration, call.warmup, total) as shown:
         if not going_on and call.progress:
@@ -130,6 +122,17 @@ def carry_out(call: Call, begin: Begin) -> xarray.DataTree:
             old = results.read_state(begin.state, engine.state_structure)
             run.restore(old, fresh_data=begin.renew)
         _require_started(call, run, begin.positions, begin.given)
+        sink: MemorySink | ZarrSink = MemorySink()
+        if call.store is not None:
+            sink = ZarrSink(
+                call.store,
+                {**identity, "target_draws": call.draws},
+                call.group,
+                {name: site.dims for name, site in program.sites.items()},
+                call.coords,
+                begin.draws if going_on else None,
+            )
+        sink.open(engine.no_draws(call.chains))
         outcome = run.chunks(
             sink,
             shown,
@@ -141,8 +144,8 @@ def carry_out(call: Call, begin: Begin) -> xarray.DataTree:
         )
     attributes = _attributes(call, identity, outcome, compile_seconds)
     if outcome.error is not None:
-        raise _failure(call, sink, outcome, attributes, begin.draws) from outcome.error
-    return _labelled(call, sink, outcome, attributes, begin.draws)
+        raise _failure(call, sink, outcome, attributes, other, begin.draws) from outcome.error
+    return _labelled(call, sink, outcome, attributes, other, begin.draws)
 
 
 def _require_started(call: Call, run: Run, positions: np.ndarray, given: np.ndarray) -> None:
@@ -176,12 +179,13 @@ def _failure(
     sink: MemorySink | ZarrSink,
     outcome: Outcome,
     attributes: dict[str, Any],
+    other: dict[str, xarray.Dataset],
     first_draw: int,
 ) -> SamplingError:
     """The error of a run that ended early, with what was drawn before."""
     where = ["error.partial"]
     try:
-        partial = _labelled(call, sink, outcome, attributes, first_draw)
+        partial = _labelled(call, sink, outcome, attributes, other, first_draw)
     except Exception:  # on a disk that is full, say
         partial, where = None, []
     if call.store is not None:
@@ -233,12 +237,12 @@ def _labelled(
     sink: MemorySink | ZarrSink,
     outcome: Outcome,
     attributes: dict[str, Any],
+    other: dict[str, xarray.Dataset],
     first_draw: int,
 ) -> xarray.DataTree:
     """The result of a run, from memory or as it lies on disk."""
     program, coords = call.program, call.coords
-    other = results.data_groups(program, coords)
-    other["sampler_state"] = results.state_dataset(outcome.state)
+    other = {**other, "sampler_state": results.state_dataset(outcome.state)}
     if isinstance(sink, ZarrSink):
         tree = sink.finish(other, attributes)
         return sink.annotate(conclusions(tree))
@@ -248,7 +252,7 @@ def _labelled(
         results.stats_group(call.group): results.draws_dataset(stats, program, {}, first_draw),
         **other,
     }
-    tree = results.build({k: v for k, v in groups.items() if v.sizes}, attributes)
+    tree = results.build({k: v for k, v in groups.items() if v.data_vars}, attributes)
     tree.attrs.update(conclusions(tree))
     return tree
 

@@ -169,9 +169,13 @@ def _write(directory: Path, path: Path, blob: bytes) -> None:
     if not _is_own(directory):
         return
     handle, temporary = tempfile.mkstemp(dir=directory)
-    with os.fdopen(handle, "wb") as file:
-        file.write(blob)
-    os.replace(temporary, path)
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(blob)
+        os.replace(temporary, path)
+    except OSError:
+        Path(temporary).unlink(missing_ok=True)
+        raise
     _evict(directory)
 
 

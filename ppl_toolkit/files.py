@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import tempfile
 import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -13,7 +14,10 @@ from ppl_toolkit.results import require_tree
 if TYPE_CHECKING:
     import xarray
 
-__all__ = ["load", "save"]
+__all__ = ["CHECKPOINT", "load", "save"]
+
+CHECKPOINT = "checkpoint.npz"
+"""The file of a stored run that holds the sampler's state."""
 
 
 def save(tree: xarray.DataTree, path: str | Path) -> Path:
@@ -39,7 +43,13 @@ def save(tree: xarray.DataTree, path: str | Path) -> Path:
         return path
     if path.exists() and not _is_zarr(path):
         raise OptionError(f"{path} exists and is not a stored result; give another name.")
-    shutil.rmtree(temporary, ignore_errors=True)
+    if (path / CHECKPOINT).exists():
+        raise OptionError(
+            f"{path} is the store of a run, which could not go on without its checkpoint; give "
+            "another name."
+        )
+    temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
+    temporary.chmod(0o755)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # consolidated metadata are not in zarr's standard yet
         tree.load().to_zarr(temporary, mode="w")
@@ -53,7 +63,7 @@ def _is_zarr(path: Path) -> bool:
 
 
 def load(path: str | Path) -> xarray.DataTree:
-    """Read a result: netCDF into memory, zarr lazily.
+    """Read a result: netCDF into memory, zarr lazily (the files must stay as they are).
 
     Raises:
         CheckpointError: there is no such file, or it is not a result.

@@ -153,6 +153,7 @@ def infer(
     else:
         begin = Begin(*start_positions(program, init, chains, seed))
         if is_tree(init):
+            _require_same_sites(program, init)
             begin = begin._replace(state=_state_of(init), renew=True)
     tree = carry_out(call, begin)
     _warn_of(tree)
@@ -167,6 +168,7 @@ def extend(
     progress: bool | str = "auto",
     chunk: int | None = None,
     threads: int | None = None,
+    method: Method | None = None,
     data: Mapping[str, Any] | None = None,
     **kwargs: Any,
 ) -> xarray.DataTree:
@@ -177,6 +179,7 @@ def extend(
         model, *args, **kwargs: the model and the arguments of the run.
         draws: further draws per chain.
         progress, chunk, threads, data: as in `infer`.
+        method: the method object of the run, where it is one of your own.
 
     Returns:
         A tree with the old and the new draws. Groups computed from the old draws
@@ -200,8 +203,14 @@ def extend(
         dims=json.loads(attrs["dims"]),
     )
     _require_same(program, attrs)
-    method = method_named(attrs["method"])(**json.loads(attrs["method_options"]))
-    done = int(tree[results.posterior_group(tree)].sizes["draw"])
+    method, _ = _stored_method("auto" if method is None else method, attrs)
+    done = int(attrs["iteration"]) - int(attrs["warmup"])  # some may have been thinned away
+    if tree["sampler_state"].sizes["chain"] != int(attrs["chains"]):
+        raise CheckpointError(
+            f"the result has the state of {tree['sampler_state'].sizes['chain']} of "
+            f"{attrs['chains']} chains; only whole results can be extended."
+        )
+    done = max(done, 0)
     call = Call(
         program, method, attrs["method_reason"], done + draws, int(attrs["warmup"]),
         int(attrs["chains"]), int(attrs["seed"]), coords_of(tree, program), progress,
@@ -239,6 +248,17 @@ def _going_on(call: Call, stored: Checkpoint) -> Begin:
         nowhere, np.zeros(call.chains, bool), stored.state, iteration=int(was["iteration"]),
         draws=int(was["draws"]), warmup_steps=int(was["warmup_steps"]),
     )  # fmt: skip
+
+
+def _require_same_sites(program: Program, tree: xarray.DataTree) -> None:
+    """A sampler's state is taken over by position: the sites must be the same, in order."""
+    own = [site.variable for site in program.latent]
+    earlier = json.loads(tree.attrs.get("latent_sites", json.dumps(own)))
+    if own != earlier:
+        raise CheckpointError(
+            f"init= is a result for the sites {earlier}; this model has {own}. Pass a dictionary "
+            "of values instead."
+        )
 
 
 def _state_of(tree: xarray.DataTree) -> dict[str, np.ndarray]:
@@ -332,15 +352,26 @@ def _choose(method: str | Method, program: Program) -> tuple[Any, str]:
 
 def _stored_method(method: Any, was: Mapping[str, Any]) -> tuple[Any, str]:
     """The method of a stored run; one that is asked for must be the same."""
-    known = method_named(was["method"])(**json.loads(was["method_options"]))
     asked = method() if isinstance(method, type) else method
-    if isinstance(asked, str):
-        same = asked.lower() in ("auto", was["method"].lower())
-    else:
-        same = asked == known
-    if not same:
-        raise CheckpointError(f"the stored run has method={known}; it cannot go on with {asked}.")
-    return known, was["method_reason"]
+    if not isinstance(asked, str):
+        options = (type(asked).__name__, results.options_text(asked))
+        if options != (was["method"], was["method_options"]):
+            raise CheckpointError(
+                f"the earlier run has method={was['method']} with options "
+                f"{was['method_options']}; it cannot go on with {asked}."
+            )
+        return asked, was["method_reason"]
+    if asked.lower() not in ("auto", was["method"].lower()):
+        raise CheckpointError(
+            f"the earlier run has method={was['method']}; it cannot go on with {asked}."
+        )
+    try:
+        known = method_named(was["method"])
+    except MethodError:
+        raise CheckpointError(
+            f"the earlier run used a method of your own, {was['method']}; pass it: method=..."
+        ) from None
+    return known(**json.loads(was["method_options"])), was["method_reason"]
 
 
 def _refuse_changes(was: Mapping[str, Any], **asked: Any) -> None:

@@ -65,7 +65,9 @@ def coords_of(tree: xarray.DataTree, program: Program) -> dict[str, np.ndarray]:
     """Coordinates of a result that still have the length this program gives them."""
     sizes = program.dimensions
     found: dict[str, np.ndarray] = {}
-    for group in tree.children.values():
+    for name, group in tree.children.items():
+        if name.startswith("predictions"):
+            continue
         for dim, values in group.dataset.coords.items():
             if sizes.get(str(dim)) == values.size:
                 found[str(dim)] = np.asarray(values)

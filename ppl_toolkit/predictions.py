@@ -98,12 +98,14 @@ def _latent_draws(
 ) -> dict[str, np.ndarray]:
     """The latent sites' draws of a result, checked against the program."""
     draws = tree[posterior_group(tree)].dataset
+    known = json.loads(tree.attrs.get("latent_sites", json.dumps(list(draws.data_vars))))
     seen = tree["observed_data"].dataset if "observed_data" in tree.children else {}
     values = {}
     for site in program.latent:
         name = site.variable
-        absent = name not in draws
-        if site.name in resample or (absent and (name in seen or _summed_out(program, site))):
+        absent = name not in draws or name not in known
+        predicted = name in seen or name in draws or _summed_out(program, site)
+        if site.name in resample or (absent and predicted):
             continue
         if absent:
             raise SiteError(
@@ -225,7 +227,9 @@ def predict(
         groups_kept = {dim for name in values for dim in program.sites[name].dims}
         groups_new = {dim for name in anew for dim in program.sites[name].dims}
         labels = {k: v for k, v in labels.items() if k in groups_kept - groups_new}
-    labels |= check_coords(program, {} if coords is None else coords)
+    labels = {**check_coords(program, {}), **labels}
+    if coords is not None:
+        labels |= check_coords(program, coords)
     extra: dict[str, Any] = {}
     if same:
         name = f"{posterior_group(tree)}_predictive"

@@ -64,9 +64,6 @@ from ppl_toolkit.tracing import (
 __all__ = ["Program"]
 
 
-_CENTRING = "_centered"  # of LocScaleReparam: any value leaves the posterior as it is
-
-
 class Program:
     """A NumPyro model with its arguments.
 
@@ -192,7 +189,7 @@ class Program:
                     size, subsample = message["args"]
                     if subsample is not None and subsample != size:
                         subsamples[name] = (size, subsample)
-                if message["initial"] and not name.endswith(_CENTRING):
+                if message["initial"]:
                     parameters.append(name)
                 for frame in message.get("cond_indep_stack") or ():
                     self._plate_dims = max(self._plate_dims, -frame.dim)
@@ -221,7 +218,9 @@ class Program:
                 raise DataError(f"arguments {empty} are empty: there is no data. {seen}") from None
             raise ModelError(seen) from None
         check_labels(sites)
-        self.parameters = tuple(parameters)
+        # LocScaleReparam's own parameter: any value leaves the posterior as it is.
+        centring = {f"{name.removesuffix('_decentered')}_centered" for name in sites}
+        self.parameters = tuple(name for name in parameters if name not in centring)
         self._subsamples = {name: size for name, (size, _) in subsamples.items()}
         rng = np.random.default_rng(0)
         self.data = self.arguments.arrays + tuple(

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import datetime
+import itertools
 import json
+import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -120,7 +122,12 @@ def data_groups(program: Program, coords: Mapping[str, Any]) -> dict[str, xarray
     }
     dims = _constant_dims(program, constant)
     used = {dim for names in dims.values() for dim in names}
-    renamed = {name: f"{name}_data" if name in used else name for name in constant}
+    renamed: dict[str, str] = {}
+    for name in constant:
+        new = f"{name}_data" if name in used else name
+        while new in (*renamed.values(), *used):
+            new += "_"
+        renamed[name] = new
     groups = {
         "observed_data": dataset(observed, {n: sites[n].dims for n in observed}, coords),
         "constant_data": dataset(
@@ -294,7 +301,12 @@ def summary(
     for name in names:
         array = draws[name].transpose("chain", "draw", ...)
         values = np.asarray(array, dtype=float)
-        flat = values.reshape(*values.shape[:2], -1)
+        flat = values.reshape(*values.shape[:2], math.prod(values.shape[2:]))
+        if not values.shape[1]:
+            raise DataError(
+                "there are no draws to summarise: the run was interrupted in its warm-up. Go on "
+                "with ppl.extend(result, model, ...)."
+            )
         numbers = convergence.convergence(flat)
         low, high = np.quantile(flat, [(1 - prob) / 2, (1 + prob) / 2], axis=(0, 1))
         percent = f"{100 * prob:g}"
@@ -319,11 +331,10 @@ def summary(
 
 def scalar_labels(array: xarray.DataArray) -> list[str]:
     """A label for every scalar of a site, such as ``theta[Choate]``."""
-    labels = []
-    for index in np.ndindex(*array.shape[2:]):
-        parts = [str(array[d].values[i]) for d, i in zip(array.dims[2:], index, strict=True)]
-        labels.append(str(array.name) + (f"[{', '.join(parts)}]" if parts else ""))
-    return labels
+    if array.ndim == 2:
+        return [str(array.name)]
+    named = [[str(value) for value in array[dim].values] for dim in array.dims[2:]]
+    return [f"{array.name}[{', '.join(parts)}]" for parts in itertools.product(*named)]
 
 
 def checked_seed(seed: int) -> int:
@@ -334,5 +345,10 @@ def checked_seed(seed: int) -> int:
 
 
 def options_text(method: Any) -> str:
-    """A method's options as JSON."""
-    return json.dumps(dataclasses.asdict(method), default=repr, sort_keys=True)
+    """The options a method was made with, as JSON."""
+    options = {f.name: getattr(method, f.name) for f in dataclasses.fields(method) if f.init}
+    return json.dumps(options, default=_plain_number, sort_keys=True)
+
+
+def _plain_number(value: Any) -> Any:
+    return value.item() if isinstance(value, np.generic) else repr(value)

@@ -11,6 +11,7 @@ Keys: iteration t of chain c uses fold_in(fold_in(seed, c), t), and nothing else
 from __future__ import annotations
 
 import concurrent.futures
+import contextlib
 import functools
 import math
 import os
@@ -58,6 +59,9 @@ class Block(NamedTuple):
 
 class Sink(Protocol):
     """Where chunks go: memory, or a store on disk."""
+
+    def open(self, empty: Block) -> None:
+        """Take a block without draws, whose arrays have the shapes of those to come."""
 
     def append(self, block: Block) -> None:
         """Take the draws of one chunk."""
@@ -491,14 +495,17 @@ class Run:
                     concurrent.futures.wait(self._running)  # units still under way change states
                     for unit, state in zip(self.units, states, strict=True):
                         unit.state = state
-                    if not isinstance(problem, KeyboardInterrupt):
+                    if isinstance(problem, KeyboardInterrupt):
+                        stop.requested = True
+                    else:
                         error = problem
                     sink.rollback()
                     break
                 iteration, steps = iteration + count, done
                 elapsed = time.perf_counter() - begin
                 seconds["sampling" if collect else "warmup"] += elapsed
-                progress.update(iteration, block.stats)
+                with contextlib.suppress(Exception):  # a closed stream must not cost the draws
+                    progress.update(iteration, block.stats)
                 if chunk is None:
                     ideal = int(count * _CHUNK_SECONDS / max(elapsed, 1e-6))
                     length = min(int(np.clip(ideal, max(length // 4, 1), 4 * length)), most)
@@ -590,7 +597,10 @@ class MemorySink:
 
     def __init__(self) -> None:
         self.blocks: list[Block] = []
-        self._committed = 1  # the block without draws that comes first
+        self._committed = 0
+
+    def open(self, empty: Block) -> None:
+        self.blocks, self._committed = [empty], 1
 
     def append(self, block: Block) -> None:
         self.blocks.append(block)

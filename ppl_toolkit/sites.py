@@ -161,7 +161,8 @@ def read_site(
         "dims": _dims(name, shape, fn.event_dim, message["cond_indep_stack"], names),
         "distribution": _distribution_name(base),
         "masked": isinstance(fn, MaskedDistribution),
-        "scanned": bool(message.get("_control_flow_done")),
+        "scanned": bool(message.get("_control_flow_done"))
+        and "_scan_current_index" in message["infer"],
     }
     if message["infer"].get("is_auxiliary") and message["is_observed"]:
         return Site(kind="factor", **common)

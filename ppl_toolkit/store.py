@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from ppl_toolkit.errors import CheckpointError
-from ppl_toolkit.files import load
+from ppl_toolkit.files import CHECKPOINT, load
 from ppl_toolkit.labels import label_dimensions
 from ppl_toolkit.results import run_attributes, state_arrays, stats_group
 from ppl_toolkit.runner import Block
@@ -29,9 +29,8 @@ from ppl_toolkit.sites import variable_name
 if TYPE_CHECKING:
     import xarray
 
-__all__ = ["Checkpoint", "ZarrSink", "read_checkpoint"]
+__all__ = ["Checkpoint", "ZarrSink", "read_checkpoint", "require_free"]
 
-_CHECKPOINT = "checkpoint.npz"
 _CHUNK_BYTES = 2**20  # a reader holds about ten decoded chunks at a time
 
 
@@ -65,12 +64,12 @@ def _write_checkpoint(
     buffer = io.BytesIO()
     text = json.dumps({**manifest, "checksum": _checksum(arrays)})
     np.savez(buffer, manifest=np.asarray(text), **dict(arrays))  # type: ignore[arg-type]
-    temporary = directory / f"{_CHECKPOINT}.part"
+    temporary = directory / f"{CHECKPOINT}.{os.getpid()}.part"
     with temporary.open("wb") as file:
         file.write(buffer.getvalue())
         file.flush()
         os.fsync(file.fileno())
-    temporary.replace(directory / _CHECKPOINT)
+    temporary.replace(directory / CHECKPOINT)
 
 
 def read_checkpoint(path: str | Path) -> Checkpoint:
@@ -80,7 +79,7 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
         CheckpointError: there is none, or it is damaged.
     """
     directory = Path(path)
-    file = directory / _CHECKPOINT
+    file = directory / CHECKPOINT
     if not file.is_file():
         what = "is not a stored run" if directory.exists() else "does not exist"
         raise CheckpointError(
@@ -100,6 +99,19 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
         return {k.removeprefix(kind): v for k, v in arrays.items() if k.startswith(kind)}
 
     return Checkpoint(manifest, part("state/"), part("coords/"), part("shapes/"))
+
+
+def require_free(path: str | Path) -> None:
+    """Refuse to start a run where something is already.
+
+    Raises:
+        CheckpointError: it says how to go on.
+    """
+    if Path(path).exists():
+        raise CheckpointError(
+            f"store {path} exists. Give another name, remove it, or go on with it: "
+            f"infer(..., resume={str(path)!r})."
+        )
 
 
 class ZarrSink:
@@ -128,11 +140,8 @@ class ZarrSink:
         self.path, self.manifest, self.group, self.dims = Path(path), dict(manifest), group, dims
         self.coords = dict(coords)
         self.stats_group = stats_group(group)
-        if keep is None and self.path.exists():
-            raise CheckpointError(
-                f"store {self.path} exists. Give another name, remove it, or go on with it: "
-                f"infer(..., resume={str(self.path)!r})."
-            )
+        if keep is None:
+            require_free(path)
         self.draws = self._committed = keep or 0
         try:
             self._root: Any = zarr.open_group(
@@ -176,6 +185,11 @@ class ZarrSink:
                 dimension_names=["chain", "draw", *dims],
             )
         return self._arrays[key]
+
+    def open(self, empty: Block) -> None:
+        """Make the arrays of a new run, without draws."""
+        if not self._arrays:
+            self.append(empty)
 
     def append(self, block: Block) -> None:
         """Add the draws of one chunk (they count once committed)."""

@@ -109,8 +109,47 @@ def test_a_chain_that_never_moved_is_named():
     assert "chains [2] did not move" in found.message
 
 
-def test_constants_are_not_stuck_chains():
-    assert diagnose(tree(np.full((CHAINS, DRAWS), 7.0))) == []
+def test_constants_beside_draws_that_move_are_not_stuck_chains():
+    x = np.random.default_rng(5).normal(size=(CHAINS, DRAWS, 2))
+    x[..., 1] = 7.0
+    assert diagnose(tree(x)) == []
+
+
+def test_rare_events_are_not_stuck_chains():
+    """A chain without a rare event has not moved in it, and nothing is wrong."""
+    made = tree()
+    rare = np.zeros((CHAINS, DRAWS), int)
+    rare[0, 3] = 1
+    made["posterior"] = made["posterior"].to_dataset().assign(k=(("chain", "draw"), rare))
+    assert "stuck" not in kinds(made)
+
+
+def test_chains_that_stand_still_are_seen():
+    found = kinds(tree(np.full((CHAINS, DRAWS), 7.0)))
+    assert found["stuck"].severity == "error"
+    assert "[0, 1, 2, 3] did not move" in found["stuck"].message
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_sites_without_a_finite_draw_are_seen(value):
+    x = np.random.default_rng(5).normal(size=(CHAINS, DRAWS, 3))
+    x[..., 1] = value
+    found = kinds(tree(x))
+    assert (found["not_finite"].severity, found["not_finite"].sites) == ("error", ("x[1]",))
+
+
+def test_one_chain_is_compared_with_itself_and_never_declared_fine():
+    rng = np.random.default_rng(9)
+    good = xarray_of_one_chain(rng.normal(size=(1, 400)))
+    assert set(kinds(good)) == {"few_draws"}
+    walk = xarray_of_one_chain(rng.normal(size=(1, 400)).cumsum(axis=1))
+    assert {"few_draws", "ess"} <= set(kinds(walk))
+    assert {"r_hat", "stuck"} & set(kinds(walk))
+
+
+def xarray_of_one_chain(x):
+    data = xarray.Dataset({"x": (("chain", "draw"), x)})
+    return xarray.DataTree.from_dict({"posterior": data})
 
 
 def test_the_worst_elements_are_named_first():
@@ -128,7 +167,9 @@ def test_errors_come_first():
 
 def test_few_draws_do_not_raise_alarms_they_cannot_support():
     assert "ess" not in kinds(tree(np.random.default_rng(7).normal(size=(CHAINS, 150))))
-    assert diagnose(tree(np.random.default_rng(7).normal(size=(CHAINS, 3)))) == []
+    few = kinds(tree(np.random.default_rng(7).normal(size=(CHAINS, 3))))
+    assert set(few) == {"few_draws"}
+    assert "3 draws of 4 chains" in few["few_draws"].message
 
 
 def test_the_centred_eight_schools_are_found_out_in_one_warning_and_in_the_result(tmp_path):

@@ -25,6 +25,7 @@ _STUCK_R_HAT = 1.5
 _ESS_PER_CHAIN = 100
 _BFMI = 0.3
 _MOST_SITES = 5
+_FEW_DRAWS = 100  # of all chains
 _BLOCK_BYTES = 4 * 2**20
 
 _STEPS = "Take smaller steps: NUTS(target_acceptance=0.95). "
@@ -39,7 +40,7 @@ class Finding(NamedTuple):
 
     Attributes:
         kind: "divergences", "tree_depth", "bfmi", "r_hat", "ess", "stuck", "precision",
-            "parameters" or "subsample".
+            "parameters", "subsample", "few_draws" or "not_finite".
         severity: "error" (do not use the draws) or "warning" (look before you use them).
         sites: the scalars or sites concerned, the worst first.
         number: the figure that gave the alarm.
@@ -94,6 +95,8 @@ def _sampler_findings(tree: xarray.DataTree) -> list[Finding]:
     if "sample_stats" not in tree.children:
         return []
     stats = tree["sample_stats"].dataset
+    if not stats.sizes.get("draw"):
+        return []
     found = []
     if "diverging" in stats and (count := int(stats["diverging"].sum())):
         total = stats["diverging"].size
@@ -150,23 +153,28 @@ def _convergence_findings(tree: xarray.DataTree) -> list[Finding]:
         return []
     draws = tree["posterior"].dataset
     chains, count = draws.sizes.get("chain", 0), draws.sizes.get("draw", 0)
-    if count < 4 or not any(variable.size for variable in draws.data_vars.values()):
+    if not any(variable.size for variable in draws.data_vars.values()):
         return []
     names: list[str] = []
-    r_hats, ess = [], []
-    stuck: set[int] = set()
+    r_hats, ess, broken = [], [], []
+    continuous, moves = False, np.zeros(chains, bool)
     for name in draws.data_vars:
         for block in _blocks(draws[name].transpose("chain", "draw", ...)):
             values = np.asarray(block, dtype=float).reshape(chains, count, -1)
-            numbers = convergence.ranked(values)
-            names += scalar_labels(block)
+            labels = scalar_labels(block)
+            broken += [labels[i] for i in np.flatnonzero(~np.isfinite(values).any(axis=(0, 1)))]
+            names += labels
+            split = values if chains > 1 else _halves(values)
+            numbers = convergence.ranked(split)
             r_hats.append(numbers["r_hat"])
             ess.append(np.minimum(numbers["ess_bulk"], numbers["ess_tail"]))
-            moved = np.ptp(values, axis=1).max(axis=-1) > 0
-            if np.ptp(values) > 0:
-                stuck |= {int(c) for c in np.flatnonzero(~moved)}
+            if block.dtype.kind == "f":
+                continuous = True
+                # A result may hold infinities; what matters is whether anything changed.
+                moves |= (values != values[:, :1]).any(axis=(1, 2))
     r_hat, effective = np.concatenate(r_hats), np.concatenate(ess)
-    found = []
+    stuck = {int(c) for c in np.flatnonzero(~moves)} if continuous and count > 1 else set()
+    found = _few_draws(chains, count) + _not_finite(broken)
     if stuck or np.nanmax(r_hat, initial=1.0) > _STUCK_R_HAT:
         worst = _worst(names, -r_hat, r_hat > _STUCK_R_HAT)
         which = f"chains {sorted(stuck)} did not move" if stuck else "chains disagree grossly"
@@ -177,8 +185,7 @@ def _convergence_findings(tree: xarray.DataTree) -> list[Finding]:
                 "error",
                 worst,
                 number,
-                f"{which} (R-hat up to {number:.2f}{_naming(worst)}): they sit in different "
-                "places.",
+                f"{which} (R-hat up to {number:.2f}{_naming(worst)}).",
                 "Look for several modes or label switching; start elsewhere "
                 "(init='prior' or init={...}), or warm up for longer.",
             )
@@ -213,6 +220,47 @@ def _convergence_findings(tree: xarray.DataTree) -> list[Finding]:
             )
         )
     return found
+
+
+def _halves(values: np.ndarray) -> np.ndarray:
+    """One chain as two: what can be said of convergence when there are no others."""
+    half = values.shape[1] // 2
+    return np.concatenate([values[:, :half], values[:, values.shape[1] - half :]])
+
+
+def _few_draws(chains: int, count: int) -> list[Finding]:
+    if chains * count >= _FEW_DRAWS and chains > 1:
+        return []
+    text = (
+        f"{count} draws of one chain" if chains == 1 else f"{count} draws of {chains} chains each"
+    )
+    why = "one chain cannot show that others would agree" if chains == 1 else "they are too few"
+    return [
+        Finding(
+            "few_draws",
+            "warning",
+            (),
+            chains * count,
+            f"there are {text}: {why}, so convergence cannot be judged.",
+            "Run four chains (chains=4), and draw more (ppl.extend).",
+        )
+    ]
+
+
+def _not_finite(names: Sequence[str]) -> list[Finding]:
+    if not names:
+        return []
+    shown = tuple(names[:_MOST_SITES])
+    return [
+        Finding(
+            "not_finite",
+            "error",
+            shown,
+            len(names),
+            f"{len(names)} scalars have no finite draw ({', '.join(shown)}).",
+            "Look at what the model computes there: division by zero, log of zero, overflow.",
+        )
+    ]
 
 
 def _blocks(array: xarray.DataArray) -> Iterator[xarray.DataArray]:
