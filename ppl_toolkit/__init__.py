@@ -23,6 +23,7 @@ _HOME = {
     "load": "files",
     "findings": "diagnostics.findings",
     "calibrate": "diagnostics.calibration",
+    "geweke": "diagnostics.geweke",
     "report": "diagnostics.report",
     "loo": "diagnostics.leave_one_out",
     "compare": "diagnostics.comparison",
@@ -40,6 +41,7 @@ if TYPE_CHECKING:
     from ppl_toolkit.diagnostics.calibration import calibrate
     from ppl_toolkit.diagnostics.comparison import compare
     from ppl_toolkit.diagnostics.findings import findings
+    from ppl_toolkit.diagnostics.geweke import geweke
     from ppl_toolkit.diagnostics.leave_one_out import loo
     from ppl_toolkit.diagnostics.report import report
     from ppl_toolkit.files import load, save
