@@ -3,13 +3,13 @@
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-_HOME = {"Finding": "findings", "diagnose": "findings", "html": "report"}
+_HOME = {"Finding": "findings", "diagnose": "findings", "html": "page"}
 
 __all__ = ["Finding", "diagnose", "html"]
 
 if TYPE_CHECKING:
     from ppl_toolkit.diagnostics.findings import Finding, diagnose
-    from ppl_toolkit.diagnostics.report import html
+    from ppl_toolkit.diagnostics.page import html
 
 
 def __getattr__(name: str) -> Any:

@@ -13,7 +13,7 @@ import numpy as np
 from scipy.special import logsumexp
 
 from ppl_toolkit import convergence
-from ppl_toolkit.arguments import digest, with_data
+from ppl_toolkit.arguments import with_data
 from ppl_toolkit.diagnostics.findings import Finding
 from ppl_toolkit.diagnostics.pointwise import (
     PointwiseLikelihood,
@@ -33,6 +33,7 @@ from ppl_toolkit.predictions import log_likelihood
 from ppl_toolkit.program import Program
 from ppl_toolkit.results import require_tree
 from ppl_toolkit.sites import variable_name
+from ppl_toolkit.tracing import digest
 
 if TYPE_CHECKING:
     import xarray
