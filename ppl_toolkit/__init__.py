@@ -25,6 +25,7 @@ _HOME = {
     "calibrate": "diagnostics.calibration",
     "geweke": "diagnostics.geweke",
     "report": "diagnostics.report",
+    "sensitivity": "diagnostics.sensitivity",
     "loo": "diagnostics.leave_one_out",
     "compare": "diagnostics.comparison",
     "HMC": "inference.hmc",
@@ -44,6 +45,7 @@ if TYPE_CHECKING:
     from ppl_toolkit.diagnostics.geweke import geweke
     from ppl_toolkit.diagnostics.leave_one_out import loo
     from ppl_toolkit.diagnostics.report import report
+    from ppl_toolkit.diagnostics.sensitivity import sensitivity
     from ppl_toolkit.files import load, save
     from ppl_toolkit.front_door import extend, infer
     from ppl_toolkit.inference.enumeration import Enumeration
