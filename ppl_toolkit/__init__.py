@@ -23,6 +23,8 @@ _HOME = {
     "load": "files",
     "findings": "diagnostics.findings",
     "calibrate": "diagnostics.calibration",
+    "check_posterior": "diagnostics.checks",
+    "check_prior": "diagnostics.checks",
     "geweke": "diagnostics.geweke",
     "report": "diagnostics.report",
     "sensitivity": "diagnostics.sensitivity",
@@ -40,6 +42,7 @@ __all__ = [*sorted(_HOME), *_ROOMS, "__version__"]
 if TYPE_CHECKING:
     from ppl_toolkit import convergence, diagnostics, errors, inference
     from ppl_toolkit.diagnostics.calibration import calibrate
+    from ppl_toolkit.diagnostics.checks import check_posterior, check_prior
     from ppl_toolkit.diagnostics.comparison import compare
     from ppl_toolkit.diagnostics.findings import findings
     from ppl_toolkit.diagnostics.geweke import geweke
