@@ -6,7 +6,7 @@ import json
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
 import numpy as np
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 __all__ = ["extend", "infer"]
 
 _DRAWS, _CHAINS, _SEED = 1000, 4, 0
+_LEAST = {"draws": 1, "warmup": 0, "chains": 1, "chunk": 1, "threads": 1, "lanes": 1}
 
 
 def infer(
@@ -96,68 +97,125 @@ def infer(
         CheckpointError: ``resume`` or ``store`` cannot be used.
         SamplingError: the run failed; ``error.partial`` holds what was drawn.
     """
-    for name, value, least in (
-        ("draws", draws, 1),
-        ("warmup", warmup, 0),
-        ("chains", chains, 1),
-        ("chunk", chunk, 1),
-        ("threads", threads, 1),
-        ("lanes", lanes, 1),
-    ):
-        _check_count(name, value, least)
-    if seed is not None:
-        seed = results.checked_seed(seed)
+    options = _Options(
+        method, draws, warmup, chains, seed, coords, dims, progress, chunk, precision, threads,
+        lanes, devices,
+    )  # fmt: skip
+    options.check()
     for name, place in (("store", store), ("resume", resume)):
         if not isinstance(place, str | Path | None):
             raise OptionError(f"{name} must be the path of a directory; got {place!r}.")
     arguments = with_data(model, kwargs, data)
-    if resume is not None:
-        if store is not None or init is not None:
-            raise OptionError("resume= continues a run; it takes neither store= nor init=.")
-        stored = read_checkpoint(resume)
-        was = stored.manifest
-        _refuse_changes(
-            was, warmup=warmup, chains=chains, seed=seed, lanes=lanes, precision=precision
-        )
-        warmup, chains, seed, lanes = was["warmup"], was["chains"], was["seed"], was["lanes"]
-        precision, draws = was["precision"], draws or int(was["target_draws"])
-        if draws < was["draws"]:
-            raise OptionError(f"the stored run has {was['draws']} draws already; got {draws=}.")
-        dims = json.loads(was["dims"]) if dims is None else dims
-        if was["log_density"]:
-            model = density_like(model, {k: v.shape for k, v in stored.shapes.items()})
-    elif is_tree(init):
-        model = _model_of(init, model)
+    if resume is None:
+        call, begin = _started(model, args, arguments, options, init, store)
+    elif store is None and init is None:
+        call, begin = _resumed(model, args, arguments, options, resume)
     else:
-        model, args, init = as_model(model, args, arguments, init)
-    draws, chains, seed = draws or _DRAWS, chains or _CHAINS, _SEED if seed is None else seed
-    program = Program(model, args, arguments, precision=_precision(precision), dims=dims)
-    if resume is not None:
-        chosen, reason = _stored_method(method, was)
-        labels = check_coords(program, stored.coords if coords is None else coords)
-        _require_same(program, was)
-    else:
-        chosen, reason = _choose(method, program)
-        labels = check_coords(program, {} if coords is None else coords)
-    chosen.check(program)
-    _ = program.computed_observations  # checks them
-    if warmup is None:
-        warmup = chosen.refit_warmup if is_tree(init) else chosen.warmup
-    call = Call(
-        program, chosen, reason, draws, warmup, chains, seed, labels, progress, chunk, threads,
-        lanes or _default_lanes(chains), tuple(devices or jax.local_devices()[:1]),
-        store if resume is None else resume,
-    )  # fmt: skip
-    if resume is not None:
-        begin = _going_on(call, stored)
-    else:
-        begin = Begin(*start_positions(program, init, chains, seed))
-        if is_tree(init):
-            _require_same_sites(program, init)
-            begin = begin._replace(state=_state_of(init), renew=True)
+        raise OptionError("resume= continues a run; it takes neither store= nor init=.")
     tree = carry_out(call, begin)
     _warn_of(tree)
     return tree
+
+
+class _Options(NamedTuple):
+    """The options of `infer`; None where they are left to their defaults."""
+
+    method: str | Method
+    draws: int | None
+    warmup: int | None
+    chains: int | None
+    seed: int | None
+    coords: Mapping[str, Any] | None
+    dims: Mapping[str, Sequence[str]] | None
+    progress: bool | str
+    chunk: int | None
+    precision: str | None
+    threads: int | None
+    lanes: int | None
+    devices: Sequence[Any] | None
+
+    def check(self) -> None:
+        """Refuse numbers out of their range."""
+        for name, least in _LEAST.items():
+            _check_count(name, getattr(self, name), least)
+        if self.seed is not None:
+            results.checked_seed(self.seed)
+
+    def call(
+        self,
+        program: Program,
+        method: Any,
+        reason: str,
+        labels: Mapping[str, np.ndarray],
+        warmup: int,
+        store: str | Path | None,
+    ) -> Call:
+        """The call, with defaults in place of what was left out."""
+        method.check(program)
+        _ = program.computed_observations  # checks them
+        chains = self.chains or _CHAINS
+        return Call(
+            program, method, reason, self.draws or _DRAWS, warmup, chains,
+            _SEED if self.seed is None else int(self.seed), labels, self.progress, self.chunk,
+            self.threads, self.lanes or _default_lanes(chains),
+            tuple(self.devices or jax.local_devices()[:1]), store,
+        )  # fmt: skip
+
+
+def _started(
+    model: Callable,
+    args: tuple,
+    arguments: Mapping[str, Any],
+    options: _Options,
+    init: Any,
+    store: str | Path | None,
+) -> tuple[Call, Begin]:
+    """A new run: from random or given points, or from the state of an earlier result."""
+    earlier = init if is_tree(init) else None
+    if earlier is not None:
+        model = _model_of(earlier, model)
+    else:
+        model, args, init = as_model(model, args, arguments, init)
+    precision = _precision(options.precision)
+    program = Program(model, args, arguments, precision=precision, dims=options.dims)
+    method, reason = _choose(options.method, program)
+    labels = check_coords(program, {} if options.coords is None else options.coords)
+    warmup = options.warmup
+    if warmup is None:
+        warmup = method.warmup if earlier is None else method.refit_warmup
+    call = options.call(program, method, reason, labels, warmup, store)
+    begin = Begin(*start_positions(program, init, call.chains, call.seed))
+    if earlier is not None:
+        _require_same_sites(program, earlier)
+        begin = begin._replace(state=_state_of(earlier), renew=True)
+    return call, begin
+
+
+def _resumed(
+    model: Callable,
+    args: tuple,
+    arguments: Mapping[str, Any],
+    options: _Options,
+    path: str | Path,
+) -> tuple[Call, Begin]:
+    """A stored run that goes on; what was left out is as it was."""
+    stored = read_checkpoint(path)
+    was = stored.manifest
+    _refuse_changes(was, options)
+    draws = options.draws or int(was["target_draws"])
+    if draws < was["draws"]:
+        raise OptionError(f"the stored run has {was['draws']} draws already; got {draws=}.")
+    if was["log_density"]:
+        model = density_like(model, {k: v.shape for k, v in stored.shapes.items()})
+    dims = json.loads(was["dims"]) if options.dims is None else options.dims
+    program = Program(model, args, arguments, precision=was["precision"], dims=dims)
+    method, reason = _stored_method(options.method, was)
+    labels = check_coords(program, stored.coords if options.coords is None else options.coords)
+    _require_same(program, was)
+    kept = {name: was[name] for name in ("chains", "seed", "lanes")}
+    options = options._replace(draws=draws, **kept)
+    call = options.call(program, method, reason, labels, int(was["warmup"]), path)
+    return call, _going_on(call, stored)
 
 
 def extend(
@@ -374,9 +432,10 @@ def _stored_method(method: Any, was: Mapping[str, Any]) -> tuple[Any, str]:
     return known(**json.loads(was["method_options"])), was["method_reason"]
 
 
-def _refuse_changes(was: Mapping[str, Any], **asked: Any) -> None:
+def _refuse_changes(was: Mapping[str, Any], options: _Options) -> None:
     """Options that are given must be those of the stored run."""
-    for option, value in asked.items():
+    for option in ("warmup", "chains", "seed", "lanes", "precision"):
+        value = getattr(options, option)
         if value is not None and value != was[option]:
             raise CheckpointError(
                 f"the stored run has {option}={was[option]!r}; it cannot go on with "
