@@ -346,7 +346,9 @@ def test_log_likelihood_is_refused_for_another_model_of_the_same_sites(germinate
 def test_report_of_some_sites(germinated, tmp_path):
     text = ppl.report(germinated, tmp_path / "some.html", var_names="b")
     assert not any(line.startswith("z[") for line in text.splitlines())
-    assert "<td>z[A]</td>" not in (tmp_path / "some.html").read_text()
+    page = (tmp_path / "some.html").read_text(encoding="utf-8")
+    assert 'title="b"' in page
+    assert 'title="z[A]"' not in page
     with pytest.raises(SiteError, match="zz"):
         ppl.report(germinated, var_names=["zz"])
 
@@ -354,14 +356,14 @@ def test_report_of_some_sites(germinated, tmp_path):
 def test_report_is_the_same_for_the_same_result_and_needs_no_network(completed, tmp_path):
     text = ppl.report(completed, tmp_path / "a.html")
     ppl.report(completed, tmp_path / "b.html")
-    page = (tmp_path / "a.html").read_text()
-    assert page == (tmp_path / "b.html").read_text()
+    page = (tmp_path / "a.html").read_text(encoding="utf-8")
+    assert page == (tmp_path / "b.html").read_text(encoding="utf-8")
     assert "theta[Choate]" in text
     assert "theta[Choate]" in page
     assert "Verdict" in text
-    for word in ("http:", "https:", "src=", "@import", "<script"):
-        assert word not in page.replace("http://www.w3.org", ""), word
-    assert page.count("<svg") == 2
+    for word in ("http:", "https:", "src=", "@import", "url("):
+        assert word not in page, word
+    assert page.count("<svg") > 20
 
 
 def test_loo_through_arviz(completed):

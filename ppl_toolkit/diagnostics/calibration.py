@@ -87,7 +87,7 @@ class Calibration(NamedTuple):
         count = self.ranks.sizes["replication"]
         head = (
             f"{self.method}: {len(self.p_values)} quantities, {count} data sets, ranks among "
-            f"{self.draws} draws (every {self.thinning}th iteration)."
+            f"{self.draws} draws (one of {self.thinning} iterations kept)."
         )
         if self.ok:
             least = min(self.adjusted, key=self.adjusted.__getitem__)
