@@ -17,7 +17,7 @@ from ppl_toolkit.bare_density import as_model, density_like
 from ppl_toolkit.call import Begin, Call, carry_out, conclusions
 from ppl_toolkit.diagnostics.findings import as_text, findings
 from ppl_toolkit.errors import CheckpointError, InferenceWarning, MethodError, OptionError
-from ppl_toolkit.inference import method_named
+from ppl_toolkit.inference import as_method, method_named
 from ppl_toolkit.inference.method import Method
 from ppl_toolkit.labels import check_coords, coords_of
 from ppl_toolkit.program import Program
@@ -384,33 +384,26 @@ def _default_lanes(chains: int) -> int:
 
 def _choose(method: str | Method, program: Program) -> tuple[Any, str]:
     """The method object, and why it was taken."""
-    if isinstance(method, type):
-        method = method()
-    if not isinstance(method, str):
-        if not isinstance(method, Method):
-            raise MethodError(
-                f"method must be a name or a method object such as NUTS(); got {method!r}."
-            )
-        return method, f"{type(method).__name__}: asked for."
     if method != "auto":
-        return method_named(method)(), f"{method_named(method).__name__}: asked for."
+        chosen = as_method(method)
+        return chosen, f"{type(chosen).__name__}: asked for."
     if program.discrete and not program.continuous:
         count = program.configurations
-        return method_named("enumeration")(), (
+        return as_method("enumeration"), (
             f"Enumeration: all latent sites are discrete, with {count:,} joint values."
         )
     if program.marginalised:
         names = [site.name for site in program.discrete]
-        return method_named("nuts")(), (
+        return as_method("nuts"), (
             f"NUTS: continuous latent sites (D = {program.size}); the discrete sites {names} are "
             "summed out exactly."
         )
-    return method_named("nuts")(), f"NUTS: all latent sites are continuous (D = {program.size})."
+    return as_method("nuts"), f"NUTS: all latent sites are continuous (D = {program.size})."
 
 
 def _stored_method(method: Any, was: Mapping[str, Any]) -> tuple[Any, str]:
     """The method of a stored run; one that is asked for must be the same."""
-    asked = method() if isinstance(method, type) else method
+    asked = method if isinstance(method, str) else as_method(method)
     if not isinstance(asked, str):
         options = (type(asked).__name__, results.options_text(asked))
         if options != (was["method"], was["method_options"]):

@@ -24,11 +24,12 @@ from ppl_toolkit.diagnostics.simulation import (
     Simulator,
     holm,
     quantity_names,
+    rejected,
     table,
     with_observed,
 )
 from ppl_toolkit.errors import OptionError
-from ppl_toolkit.inference import method_named
+from ppl_toolkit.inference import as_method
 from ppl_toolkit.program import Program
 from ppl_toolkit.progress import progress_for
 from ppl_toolkit.runner import Block, Engine, run_data_sets
@@ -67,8 +68,7 @@ class Calibration(NamedTuple):
     @property
     def failed(self) -> list[str]:
         """Quantities whose ranks are not uniform, the worst first."""
-        below = [name for name, p in self.adjusted.items() if p < self.level]
-        return sorted(below, key=self.p_values.__getitem__)
+        return rejected(self.p_values, self.adjusted, self.level)
 
     @property
     def ok(self) -> bool:
@@ -165,8 +165,7 @@ def calibrate(
         raise OptionError(f"level must lie between 0 and 1; got {level}.")
     seed = results.checked_seed(seed)
     program = Program(model, args, with_data(model, kwargs, data), precision=precision)
-    chosen = method_named(method) if isinstance(method, str) else method
-    chosen = chosen() if isinstance(chosen, type) else chosen
+    chosen = as_method(method)
     chosen.check(program)
     simulator = Simulator.of(program, quantities)
     engine = Engine(program, chosen, 1, jax.local_devices()[:1])

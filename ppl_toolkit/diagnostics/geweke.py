@@ -27,12 +27,13 @@ from ppl_toolkit.diagnostics.simulation import (
     Simulator,
     holm,
     quantity_names,
+    rejected,
     seed_words,
     table,
     with_observed,
 )
 from ppl_toolkit.errors import MethodError, OptionError
-from ppl_toolkit.inference import method_named
+from ppl_toolkit.inference import as_method
 from ppl_toolkit.program import Program
 from ppl_toolkit.runner import Engine, Run
 
@@ -64,8 +65,7 @@ class Geweke(NamedTuple):
     @property
     def failed(self) -> list[str]:
         """Functions whose mean changed, the worst first."""
-        below = [name for name, p in self.adjusted.items() if p < self.level]
-        return sorted(below, key=self.p_values.__getitem__)
+        return rejected(self.p_values, self.adjusted, self.level)
 
     @property
     def ok(self) -> bool:
@@ -124,8 +124,7 @@ def geweke(
             raise OptionError(f"{name} must be a positive integer; got {value!r}.")
     seed = results.checked_seed(seed)
     program = Program(model, args, with_data(model, kwargs, data), precision=precision)
-    chosen = method_named(method) if isinstance(method, str) else method
-    chosen = chosen() if isinstance(chosen, type) else chosen
+    chosen = as_method(method)
     chosen.check(program)
     if not hasattr(chosen, "moved"):
         raise MethodError(

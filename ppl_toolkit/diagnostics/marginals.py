@@ -118,6 +118,8 @@ def _density(view: View, row: int, prior: xarray.Dataset | None) -> str:
         draw.dots(where, [mean], [base], "dots big c1"),
     ]
     text = f"Mean {draw.written(mean)}, 89% from {draw.written(q[0])} to {draw.written(q[3])}."
+    if measures.central(values) != (values.min(), values.max()):
+        text += " Tails cut off."
     shown = f"{text} Prior dashed." if before is not None else text
     svg = draw.picture(where, marks, f"Density of {name}. {text}", bare=True)
     return figure(svg, name, shown)
@@ -129,61 +131,56 @@ def _labels(view: View, name: str, first: int, size: int) -> list[str]:
 
 
 def _quantiles(view: View, first: int, rows: range) -> _Array:
-    """The 5.5%, 25%, 75% and 94.5% quantiles of rows, shape (4, rows)."""
+    """The 5.5%, 25%, 50%, 75% and 94.5% quantiles of rows, shape (5, rows)."""
+    probs = [0.055, 0.25, 0.5, 0.75, 0.945]
     with np.errstate(all="ignore"):
-        return np.stack(
-            [np.quantile(view.scalar(first + i), [0.055, 0.25, 0.75, 0.945]) for i in rows], axis=1
-        )
+        return np.stack([np.quantile(view.scalar(first + i), probs) for i in rows], axis=1)
 
 
 def _forest(view: View, name: str, first: int, size: int) -> str:
-    means = np.asarray(view.table["mean"], dtype=float)[first : first + size]
     if size > _MOST_ROWS:
-        return _ribbon(view, name, first, size, means)
+        return _ribbon(view, name, first, size)
     labels = _labels(view, name, first, size)
     q = _quantiles(view, first, range(size))
-    if not np.isfinite(means).any():
+    middle = q[2]  # medians: the mean of a heavy tail may lie outside its interval
+    if not np.isfinite(middle).any():
         return figure("", name, "No finite draws.")
     places = np.arange(size)[::-1].astype(float)
-    # Long titles of rows are drawn in full: there is room for twenty letters.
     where = draw.frame(
-        draw.limits(q, means), (-0.7, size - 0.3), height=54 + max(14.0 * size, 28), y_labels=labels
+        draw.limits(q), (-0.7, size - 0.3), height=54 + max(14.0 * size, 28), y_labels=labels
     )
     marks = [
         draw.vline(where, 0.0),
-        draw.segments(where, q[0], q[3], places, places, "line c0"),
-        draw.segments(where, q[1], q[2], places, places, "line thick c0"),
-        draw.dots(where, means, places, "dots big ink"),
+        draw.segments(where, q[0], q[4], places, places, "line c0"),
+        draw.segments(where, q[1], q[3], places, places, "line thick c0"),
+        draw.dots(where, middle, places, "dots big ink"),
     ]
-    order = np.argsort(means)
+    least, most = int(np.nanargmin(middle)), int(np.nanargmax(middle))
     text = (
-        f"Means from {draw.written(float(np.nanmin(means)))} "
-        f"to {draw.written(float(np.nanmax(means)))}."
-    )
-    label = (
-        f"Forest of {name}, {size} rows. {text} Smallest for {labels[int(order[0])]}, largest for "
-        f"{labels[int(order[np.isfinite(means).sum() - 1])]}."
+        f"Medians from {draw.written(float(middle[least]))} ({labels[least]}) "
+        f"to {draw.written(float(middle[most]))} ({labels[most]})."
     )
     svg = draw.picture(
-        where, marks, label, y_ticks=([float(p) for p in places], labels),
+        where, marks, f"Forest of {name}, {size} rows. {text}",
+        y_ticks=([float(p) for p in places], labels),
         y_label=", ".join(map(str, view.draws[name].transpose("chain", "draw", ...).dims[2:])),
     )  # fmt: skip
     return figure(svg, name, text)
 
 
-def _ribbon(view: View, name: str, first: int, size: int, means: _Array) -> str:
+def _ribbon(view: View, name: str, first: int, size: int) -> str:
     step = -(-size // _MOST_RIBBON)
     at = range(0, size, step)
     q = _quantiles(view, first, at)
     x = np.asarray(at, dtype=float)
-    where = draw.frame((0.0, float(size - 1)), draw.limits(q, means[::step]))
+    where = draw.frame((0.0, float(size - 1)), draw.limits(q))
     marks = [
-        draw.band(where, x, q[0], q[3], "fill c0"),
-        draw.band(where, x, q[1], q[2], "fill c0"),
-        draw.line(where, x, means[::step], "line c0"),
+        draw.band(where, x, q[0], q[4], "fill c0"),
+        draw.band(where, x, q[1], q[3], "fill c0"),
+        draw.line(where, x, q[2], "line c0"),
     ]
-    every = "" if step == 1 else f" Every {step}th element."
-    text = f"Mean, 50% and 89% by position among {size:,} elements.{every}"
+    every = "" if step == 1 else f" One element in {step}."
+    text = f"Median, 50% and 89% by position among {size:,} elements.{every}"
     svg = draw.picture(where, marks, f"Ribbon of {name}. {text}", x_label="element")
     return figure(svg, name, text)
 

@@ -17,6 +17,7 @@ __all__ = [
     "Loo",
     "auc",
     "autocorrelation",
+    "central",
     "chain_efficiency",
     "contraction",
     "data_kind",
@@ -34,6 +35,7 @@ __all__ = [
 _Array = NDArray[np.float64]
 
 _HEAVY = 50.0
+_REACH = 8.0
 _BLOCK = 1 << 21  # elements of a block of log likelihoods
 _PIT_SEED = 0
 
@@ -42,6 +44,21 @@ def finite(values: ArrayLike) -> _Array:
     """The finite values, flat."""
     flat = np.asarray(values, dtype=float).ravel()
     return flat[np.isfinite(flat)]
+
+
+def central(values: ArrayLike) -> tuple[float, float]:
+    """The range of the finite values, but no further than eight times the quartiles' distance.
+
+    Tails of a Cauchy law would leave all else in one cell of a picture. (0, 0) without values.
+    """
+    x = finite(values)
+    if not x.size:
+        return 0.0, 0.0
+    low, first, third, high = np.quantile(x, [0.0, 0.25, 0.75, 1.0])
+    reach = _REACH * (third - first)
+    if reach > 0:
+        low, high = max(low, first - reach), min(high, third + reach)
+    return float(low), float(high)
 
 
 # -- mixing -------------------------------------------------------------------------------------
@@ -214,15 +231,15 @@ def density(
     x = finite(values)
     if x.size < 2 or not np.ptp(x) > 0:
         return np.zeros(0), np.zeros(0)
-    quantiles = np.quantile(x, [0.01, 0.25, 0.75, 0.99])
-    sd, quartiles = float(x.std()), float(quantiles[2] - quantiles[1])
+    quartiles = float(np.subtract(*np.quantile(x, [0.75, 0.25])))
+    with np.errstate(over="ignore"):
+        sd = float(x.std())
     width = 0.9 * min(sd, quartiles / 1.34 if quartiles > 0 else sd) * x.size**-0.2
     low, high = float(x.min()), float(x.max())
     low -= 0.0 if _piled_up(x - low, width) else 3 * width
     high += 0.0 if _piled_up(high - x, width) else 3 * width
-    # Far outliers would leave all others in one cell of the grid.
-    reach = 3 * (quantiles[3] - quantiles[0]) or np.inf
-    low, high = max(low, quantiles[0] - reach), min(high, quantiles[3] + reach)
+    inner = central(x)
+    low, high = max(low, inner[0] - 3 * width), min(high, inner[1] + 3 * width)
     if within is not None:
         low, high = max(low, within[0]), min(high, within[1])
     if not (np.isfinite(low) and np.isfinite(high) and low < high and width > 0):

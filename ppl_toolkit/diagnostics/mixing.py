@@ -181,7 +181,7 @@ def _trace(name: str, x: _Array) -> str:
     at = np.arange(0, count, step)
     where = draw.frame((0.0, float(max(count - 1, 1))), draw.limits(x))
     marks = [draw.line(where, at, x[c, ::step], _thin_css(c)) for c in range(min(chains, 8))]
-    every = "" if step == 1 else f"Every {step}th draw."
+    every = "" if step == 1 else f"One draw in {step}."
     svg = draw.picture(
         where,
         marks,

@@ -104,7 +104,8 @@ def _checks(name: str, observed: xarray.DataArray, drawn: xarray.DataArray, grou
 
 def _densities(name: str, y: _Array, predicted: _Array) -> str:
     own = measures.density(y)
-    span = draw.limits(y, np.quantile(predicted[np.isfinite(predicted)], [0.005, 0.995]))
+    middle = np.quantile(measures.finite(predicted), [0.005, 0.995])
+    span = draw.limits(y, np.clip(middle, *measures.central(predicted)))
     grid_x = np.linspace(*span, 96)
     at = np.linspace(0, len(predicted) - 1, min(_MOST_MEAN, len(predicted))).astype(int)
     if y.size > 1:
@@ -220,8 +221,7 @@ def _statistic(name: str, which: str, y: _Array, predicted: _Array) -> str:
     own, theirs = float(function(y)), measures.finite(function(predicted, axis=1))
     if not theirs.size:
         return ""
-    centre = np.quantile(theirs, [0.002, 0.998])
-    span = draw.limits([own], centre)
+    span = draw.limits([own], measures.central(theirs))
     counts, edges = np.histogram(theirs, 30, span)
     where = draw.frame(span, (0.0, 1.05 * max(float(counts.max()), 1.0)), bare=True)
     p = float((theirs < own).mean() + 0.5 * (theirs == own).mean())

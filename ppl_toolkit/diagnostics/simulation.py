@@ -18,6 +18,7 @@ __all__ = [
     "Simulator",
     "holm",
     "quantity_names",
+    "rejected",
     "seed_words",
     "table",
     "with_observed",
@@ -146,6 +147,14 @@ def holm(p_values: Mapping[str, float]) -> dict[str, float]:
         largest = max(largest, min(1.0, (len(p_values) - i) * p_values[name]))
         corrected[name] = largest
     return {name: corrected[name] for name in p_values}
+
+
+def rejected(
+    p_values: Mapping[str, float], adjusted: Mapping[str, float], level: float
+) -> list[str]:
+    """Names whose adjusted p-value is below ``level``, the smallest p-value first."""
+    below = [name for name, p in adjusted.items() if p < level]
+    return sorted(below, key=p_values.__getitem__)
 
 
 def _require_simulable(program: Program) -> None:

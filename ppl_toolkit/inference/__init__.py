@@ -15,7 +15,15 @@ _HOME = {
     "Enumeration": "enumeration",
 }
 
-__all__ = ["HMC", "NUTS", "Enumeration", "Prior", "method_named", "method_names"]
+__all__ = [
+    "HMC",
+    "NUTS",
+    "Enumeration",
+    "Prior",
+    "as_method",
+    "method_named",
+    "method_names",
+]
 
 if TYPE_CHECKING:
     from ppl_toolkit.inference.enumeration import Enumeration
@@ -29,6 +37,24 @@ def __getattr__(name: str) -> Any:
         globals()[name] = value
         return value
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def as_method(method: Any) -> Any:
+    """A method object: of a name, of a class, or as it is.
+
+    Raises:
+        MethodError: it is none of these.
+    """
+    from ppl_toolkit.errors import MethodError
+    from ppl_toolkit.inference.method import Method
+
+    made = method_named(method) if isinstance(method, str) else method
+    made = made() if isinstance(made, type) else made
+    if not isinstance(made, Method):
+        raise MethodError(
+            f"method must be a name or a method object such as NUTS(); got {method!r}."
+        )
+    return made
 
 
 def _plugins() -> dict[str, Any]:
