@@ -80,6 +80,8 @@ def _pointwise(size: int, points: tuple[float, ...], joint: float) -> float:
 
     # Coverage falls in steps as the level grows; the root is where it passes the joint one.
     low, high = np.log((1 - joint) / (4 * z.size)), np.log(1 - joint)
+    if excess(high) >= 0:  # few ranks: their counts hardly vary
+        return float(np.exp(high))
     return float(np.exp(optimize.bisect(excess, low, high, xtol=1e-3)))
 
 

@@ -83,3 +83,10 @@ def test_skewed_and_dispersed_ranks_are_seen():
     assert p_value(uniform, size, z) > 0.99
     for law in (stats.beta(1.5, 1.0), stats.beta(2.0, 2.0), stats.beta(0.5, 0.5)):
         assert p_value(np.round(size * law.cdf(z)), size, z) < 1e-3
+
+
+@pytest.mark.parametrize("size", range(1, 9))
+def test_bands_of_a_few_ranks(size):
+    made = band(size, grid(size), 0.95)
+    assert (made.low <= made.high).all()
+    assert coverage(pointwise_level(size, grid(size)), size, grid(size)) >= 0.9

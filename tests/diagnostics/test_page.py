@@ -453,6 +453,13 @@ class TestMeasures:
             assert np.abs(d - law.pdf(x))[inside].max() < 0.1 * law.pdf(x).max()
         assert measures.density([1.0, 1.0])[0].size == 0
 
+    def test_the_centre_of_heavy_tails(self):
+        quantiles = (np.arange(4000) + 0.5) / 4000
+        assert measures.central(stats.cauchy.ppf(quantiles)) == pytest.approx((-17, 17), rel=0.01)
+        x = stats.norm.ppf(quantiles)
+        assert measures.central(x) == (x.min(), x.max())
+        assert measures.central([np.nan]) == (0.0, 0.0)
+
     def test_kinds_of_data(self):
         assert measures.data_kind([0.0, 1.0], [[1, 1]]) == "binary"
         assert measures.data_kind([0, 3], [[1, 12]]) == "count"
