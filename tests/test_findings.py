@@ -103,6 +103,36 @@ def test_divergences_are_errors_above_one_percent():
     assert "21 of 2000" in found.message
 
 
+def test_divergences_say_where_they_lie():
+    x = np.random.default_rng(3).normal(size=(CHAINS, DRAWS, 3))
+    x[..., 1] = np.where(flags(40), -3 + 0.1 * x[..., 1], x[..., 1])
+    found = kinds(tree(x, diverging=flags(40)))["divergences"]
+    assert found.sites == ("x[1]",)
+    assert "mostly at small x[1]:" in found.message
+    nowhere = kinds(tree(diverging=flags(40)))["divergences"]
+    assert nowhere.sites == ()
+    assert "mostly" not in nowhere.message
+
+
+def test_chains_in_different_modes_are_told_apart():
+    x = np.random.default_rng(4).normal(size=(CHAINS, DRAWS))
+    x[[1, 3]] += 40
+    found = kinds(tree(x))["stuck"]
+    assert "x is near" in found.message
+    assert "in chains [0, 2], near 40 in chains [1, 3]" in found.message
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_no_false_alarms_in_twenty_seeds(seed):
+    """Ten independent normal scalars: R-hat above 1.01 or ESS below 400 with probability below
+    1e-3 a set, so that all twenty are silent but for once in fifty."""
+    rng = np.random.default_rng(100 + seed)
+    made = tree(
+        rng.normal(size=(CHAINS, 1000, 10)),
+    )
+    assert diagnose(made) == []
+
+
 def test_a_chain_that_never_moved_is_named():
     found = kinds(tree(stuck(2)))["stuck"]
     assert found.severity == "error"

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from ppl_toolkit import convergence
+from ppl_toolkit.diagnostics import measures
 from ppl_toolkit.results import scalar_labels
 
 if TYPE_CHECKING:
@@ -27,6 +28,8 @@ _BFMI = 0.3
 _MOST_SITES = 5
 _FEW_DRAWS = 100  # of all chains
 _BLOCK_BYTES = 4 * 2**20
+_LEAST_DIVERGING = 5  # draws, to say where they lie
+_SEPARATES = 0.2  # from one half: the chance that a diverging draw has the larger value
 
 _STEPS = "Take smaller steps: NUTS(target_acceptance=0.95). "
 _NON_CENTRE = (
@@ -102,14 +105,15 @@ def _sampler_findings(tree: xarray.DataTree) -> list[Finding]:
         total = stats["diverging"].size
         many = count > 0.01 * total
         per_chain = np.asarray(stats["diverging"].sum("draw")).astype(int).tolist()
+        where, sites = _where_diverging(tree)
         found.append(
             Finding(
                 "divergences",
                 "error" if many else "warning",
-                (),
+                sites,
                 count,
-                f"{count} of {total} draws diverged (by chain: {per_chain}): the sampler cannot "
-                "follow the posterior's curvature there, and estimates may be biased.",
+                f"{count} of {total} draws diverged (by chain: {per_chain}){where}: the sampler "
+                "cannot follow the posterior's curvature there, and estimates may be biased.",
                 (_NON_CENTRE + _STEPS if many else _STEPS + _NON_CENTRE).strip(),
             )
         )
@@ -148,6 +152,22 @@ def _sampler_findings(tree: xarray.DataTree) -> list[Finding]:
     return found
 
 
+def _where_diverging(tree: xarray.DataTree) -> tuple[str, tuple[str, ...]]:
+    """The scalars that separate draws that diverged from the others, in words and as names."""
+    flags = np.asarray(tree["sample_stats"]["diverging"].transpose("chain", "draw")).ravel()
+    if "posterior" not in tree.children or flags.sum() < _LEAST_DIVERGING:
+        return "", ()
+    told: list[tuple[float, str]] = []
+    for array in tree["posterior"].dataset.data_vars.values():
+        for block in _blocks(array.transpose("chain", "draw", ...)):
+            values = np.asarray(block, dtype=float).reshape(flags.size, -1)
+            told += zip(measures.auc(values, flags).tolist(), scalar_labels(block), strict=True)
+    clear = [pair for pair in told if abs(pair[0] - 0.5) > _SEPARATES]
+    clear.sort(key=lambda pair: -abs(pair[0] - 0.5))
+    parts = [f"{'large' if auc > 0.5 else 'small'} {name}" for auc, name in clear[:2]]
+    return (f", mostly at {' and '.join(parts)}" if parts else ""), tuple(n for _, n in clear[:2])
+
+
 def _convergence_findings(tree: xarray.DataTree) -> list[Finding]:
     if "posterior" not in tree.children:
         return []
@@ -177,7 +197,10 @@ def _convergence_findings(tree: xarray.DataTree) -> list[Finding]:
     found = _few_draws(chains, count) + _not_finite(broken)
     if stuck or np.nanmax(r_hat, initial=1.0) > _STUCK_R_HAT:
         worst = _worst(names, -r_hat, r_hat > _STUCK_R_HAT)
-        which = f"chains {sorted(stuck)} did not move" if stuck else "chains disagree grossly"
+        if stuck:
+            which = f"chains {sorted(stuck)} did not move"
+        else:
+            which = f"chains sit in different places: {_places(draws, worst[0])}"
         number = float(np.nanmax(r_hat, initial=1.0))
         found.append(
             Finding(
@@ -220,6 +243,19 @@ def _convergence_findings(tree: xarray.DataTree) -> list[Finding]:
             )
         )
     return found
+
+
+def _places(draws: xarray.Dataset, scalar: str) -> str:
+    """Where the chains sit, in two groups parted by the widest gap between their means."""
+    name = scalar.partition("[")[0]
+    array = draws[name].transpose("chain", "draw", ...)
+    column = scalar_labels(array).index(scalar)
+    means = np.asarray(array, float).reshape(*array.shape[:2], -1)[..., column].mean(axis=1)
+    order = np.argsort(means)
+    cut = int(np.argmax(np.diff(means[order]))) + 1
+    groups = [np.sort(part) for part in (order[:cut], order[cut:])]
+    places = [f"near {means[part].mean():.3g} in chains {part.tolist()}" for part in groups]
+    return f"{scalar} is {places[0]}, {places[1]}"
 
 
 def _halves(values: np.ndarray) -> np.ndarray:
