@@ -38,6 +38,7 @@ __all__ = [
     "clear",
     "compiled",
     "evaluate",
+    "kept",
 ]
 
 _FORMAT = 1
@@ -91,20 +92,31 @@ def compiled(
         return _memory[key], True
 
 
-def evaluate(function: Callable, *args: Any) -> Any:
-    """``function(*args)`` by a kept executable: like jax.jit, but it survives the process.
+def kept(function: Callable, *example: Any) -> Callable:
+    """``function`` as a kept executable for arguments like ``example``.
 
-    Called in the precision context; closed-over arrays are arguments.
+    Like jax.jit for one set of shapes, but it survives the process, and a second function with
+    the same computation shares it. Made and called in the precision context; closed-over arrays
+    are arguments.
+
+    Args:
+        function: traced once, here.
+        *example: arrays, or `jax.ShapeDtypeStruct` in their place.
     """
-    traced = Traced.of(function, *args)
-    shapes = str(jax.tree.map(lambda x: (np.shape(x), str(jnp.result_type(x))), args))
+    traced = Traced.of(function, *example)
+    shapes = str(jax.tree.map(lambda x: (np.shape(x), str(jnp.result_type(x))), example))
     device = jax.devices()[0]
     executable, _ = compiled(
-        ("evaluate", traced.text(), shapes, device),
-        lambda: jax.jit(traced.__call__, keep_unused=True).lower(traced.consts, *args),
+        ("kept", traced.text(), shapes, device),
+        lambda: jax.jit(traced.__call__, keep_unused=True).lower(traced.consts, *example),
         device,
     )
-    return executable.call(traced.consts, *args)
+    return functools.partial(executable.call, traced.consts)
+
+
+def evaluate(function: Callable, *args: Any) -> Any:
+    """``function(*args)`` by a kept executable."""
+    return kept(function, *args)(*args)
 
 
 def clear() -> None:

@@ -33,11 +33,25 @@ SAYS = {
         r"partial +0 +-5\d\.\d",  # the first in the table of the comparison
         r"75, cucumber +3[2-6]\.\d of 50 expected",
     ],
+    "unhappy_sampler": [
+        r"215 hits of 810: 0\.265",
+        r"no data, centred +[1-9]\d+",  # divergences
+        r"no data: P\(spread < 0\.05\) = 0\.0[01]\d centred, .*\(exactly 0\.040\)",
+        r"error: stuck: ",
+        r"ordered +\d +1\.0\d\d",
+        r"[1-9]\d% of the trajectories",
+        r"years from the middle +\d +1\.0\d\d",
+    ],
+    "calibrated": [
+        r"Nothing contradicts calibration",  # NUTS
+        r"LosesOne.*\nNot calibrated:\n(  .*\n)*  log_likelihood: p = .*, the draws are too low",
+        r"shifted by 0\.5 sd +[5-9]\d%",
+    ],
 }
 
 
 def test_there_are_tutorials():
-    assert {"quickstart", "hierarchical_regression"} <= {path.stem for path in TUTORIALS}
+    assert set(SAYS) <= {path.stem for path in TUTORIALS}
 
 
 @pytest.mark.parametrize("path", TUTORIALS, ids=lambda path: path.stem)

@@ -167,7 +167,7 @@ def calibrate(
     program = Program(model, args, with_data(model, kwargs, data), precision=precision)
     chosen = as_method(method)
     chosen.check(program)
-    simulator = Simulator.of(program, quantities)
+    simulator = Simulator.of(program, quantities, draws)
     engine = Engine(program, chosen, 1, jax.local_devices()[:1])
     truths = simulator.joints(program, replications, seed)
     data_sets = [with_observed(program, truth["observed"]) for truth in truths]

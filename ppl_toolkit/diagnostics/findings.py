@@ -209,7 +209,7 @@ def _convergence_findings(tree: xarray.DataTree) -> list[Finding]:
                 worst,
                 number,
                 f"{which} (R-hat up to {number:.2f}{_naming(worst)}).",
-                "Look for several modes or label switching; start elsewhere "
+                _funnel_first(tree) + "Look for several modes or label switching; start elsewhere "
                 "(init='prior' or init={...}), or warm up for longer.",
             )
         )
@@ -243,6 +243,13 @@ def _convergence_findings(tree: xarray.DataTree) -> list[Finding]:
             )
         )
     return found
+
+
+def _funnel_first(tree: xarray.DataTree) -> str:
+    """Chains that diverge are caught in a funnel rather than in a mode."""
+    stats = tree["sample_stats"].dataset if "sample_stats" in tree.children else {}
+    diverged = "diverging" in stats and bool(stats["diverging"].any())
+    return "Mend the divergences first: chains may be caught in a funnel. " if diverged else ""
 
 
 def _places(draws: xarray.Dataset, scalar: str) -> str:

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from ppl_toolkit.errors import DataError, MethodError
+from ppl_toolkit.executables import kept
 from ppl_toolkit.labels import check_coords
 from ppl_toolkit.program import Program
 
@@ -47,8 +48,15 @@ class Simulator(NamedTuple):
     measure: Callable
 
     @classmethod
-    def of(cls, program: Program, quantities: Quantities | None = None) -> Simulator:
+    def of(
+        cls, program: Program, quantities: Quantities | None = None, draws: int = 1
+    ) -> Simulator:
         """Refuse programs that cannot be simulated, and set up the functions.
+
+        Args:
+            program: the program.
+            quantities: further functions of the sites.
+            draws: how many draws `measure` takes at a time.
 
         Raises:
             MethodError: the prior is improper, or sites are summed out or subsampled.
@@ -88,9 +96,18 @@ class Simulator(NamedTuple):
         def at(position: Any, data: Sequence[Any]) -> dict[str, Any]:
             return measured(program.constrain(position, data), data)
 
-        return cls(
-            jax.jit(joint), jax.jit(redraw), jax.jit(at), jax.jit(jax.vmap(measured, (0, None)))
-        )
+        data = program.data
+        with program.context():
+            words, index = seed_words(0), np.uint32(0)
+            position = np.zeros(program.size, program.precision)
+            sites = jax.eval_shape(program.constrain, position, data)
+            many = jax.tree.map(lambda x: jax.ShapeDtypeStruct((draws, *x.shape), x.dtype), sites)
+            return cls(
+                kept(joint, words, index, data),
+                kept(redraw, words, index, position, data),
+                kept(at, position, data),
+                kept(jax.vmap(measured, (0, None)), many, data),
+            )
 
     def joints(self, program: Program, count: int, seed: int) -> list[dict[str, Any]]:
         """``count`` joint draws, as NumPy arrays."""

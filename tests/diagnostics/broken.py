@@ -28,6 +28,9 @@ class WrongJacobian(NUTS):
     def init(self, key, start, target, settings):
         return super().init(key, start, self._without(target), settings)
 
+    def refresh(self, state, target, settings):
+        return super().refresh(state, self._without(target), settings)
+
     def step(self, key, index, state, target, settings):
         return super().step(key, index, state, self._without(target), settings)
 
@@ -75,6 +78,9 @@ class IgnoresOne(NUTS):
 
     def init(self, key, start, target, settings):
         return super().init(key, start, self._without(target), settings)
+
+    def refresh(self, state, target, settings):
+        return super().refresh(state, self._without(target), settings)
 
     def step(self, key, index, state, target, settings):
         return super().step(key, index, state, self._without(target), settings)
