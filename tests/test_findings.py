@@ -177,6 +177,24 @@ def test_one_chain_is_compared_with_itself_and_never_declared_fine():
     assert {"r_hat", "stuck"} & set(kinds(walk))
 
 
+def test_one_chain_that_drifts_is_seen():
+    x = np.linspace(0, 9, 400)[None] + 0.1 * np.random.default_rng(9).normal(size=(1, 400))
+    found = kinds(xarray_of_one_chain(x))
+    assert "two halves" in found["stuck"].message
+
+
+def test_a_mistake_in_the_diagnosis_does_not_cost_the_draws(monkeypatch):
+    from ppl_toolkit import convergence
+
+    def broken(*_):
+        raise ZeroDivisionError("oh")
+
+    monkeypatch.setattr(convergence, "ranked", broken)
+    found = kinds(tree(diverging=flags(3)))
+    assert {"unjudged", "divergences"} == set(found)
+    assert "ZeroDivisionError: oh" in found["unjudged"].message
+
+
 def xarray_of_one_chain(x):
     data = xarray.Dataset({"x": (("chain", "draw"), x)})
     return xarray.DataTree.from_dict({"posterior": data})

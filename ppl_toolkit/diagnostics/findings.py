@@ -7,8 +7,8 @@ Thresholds: R-hat 1.01 and 100 effective draws per chain (Vehtari et al. 2021), 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -43,7 +43,8 @@ class Finding(NamedTuple):
 
     Attributes:
         kind: "divergences", "tree_depth", "bfmi", "r_hat", "ess", "stuck", "precision",
-            "parameters", "subsample", "few_draws" or "not_finite".
+            "parameters", "subsample", "few_draws", "not_finite" or
+            "unjudged".
         severity: "error" (do not use the draws) or "warning" (look before you use them).
         sites: the scalars or sites concerned, the worst first.
         number: the figure that gave the alarm.
@@ -77,11 +78,29 @@ def findings(tree: xarray.DataTree) -> list[Finding]:
 def diagnose(tree: xarray.DataTree) -> list[Finding]:
     """Compute the findings of a result from its draws and sampler statistics."""
     found = [
-        *_sampler_findings(tree),
-        *_convergence_findings(tree),
-        *_setup_findings(tree),
+        finding
+        for part in (_sampler_findings, _convergence_findings, _setup_findings)
+        for finding in _guarded(part, tree)
     ]
     return sorted(found, key=lambda finding: finding.severity != "error")
+
+
+def _guarded(part: Callable[[xarray.DataTree], list[Finding]], tree: Any) -> list[Finding]:
+    """The findings of one part; a mistake in it must not cost the draws it looks at."""
+    try:
+        return part(tree)
+    except Exception as problem:
+        seen = f"{type(problem).__name__}: {problem}"
+        return [
+            Finding(
+                "unjudged",
+                "warning",
+                (),
+                1.0,
+                f"some of the draws' diagnostics could not be computed ({seen}).",
+                "Look at the draws themselves (ppl.summary), and please report this.",
+            )
+        ]
 
 
 def as_text(found: Sequence[Finding]) -> str:
@@ -199,8 +218,10 @@ def _convergence_findings(tree: xarray.DataTree) -> list[Finding]:
         worst = _worst(names, -r_hat, r_hat > _STUCK_R_HAT)
         if stuck:
             which = f"chains {sorted(stuck)} did not move"
-        else:
+        elif chains > 1:
             which = f"chains sit in different places: {_places(draws, worst[0])}"
+        else:
+            which = "the two halves of the chain sit in different places"
         number = float(np.nanmax(r_hat, initial=1.0))
         found.append(
             Finding(
