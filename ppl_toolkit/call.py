@@ -142,7 +142,7 @@ def carry_out(call: Call, begin: Begin) -> xarray.DataTree:
             warmup_steps=begin.warmup_steps,
             chunk=call.chunk,
         )
-    attributes = _attributes(call, identity, outcome, compile_seconds)
+    attributes = _attributes(call, identity, outcome, compile_seconds, run.threads)
     if outcome.error is not None:
         raise _failure(call, sink, outcome, attributes, other, begin.draws) from outcome.error
     return _labelled(call, sink, outcome, attributes, other, begin.draws)
@@ -204,6 +204,7 @@ def _attributes(
     identity: Mapping[str, Any],
     outcome: Outcome,
     compile_seconds: float,
+    threads: int,
 ) -> dict[str, Any]:
     """Root attributes: strings and numbers that make the run reproducible."""
     program = call.program
@@ -217,7 +218,7 @@ def _attributes(
         "backend": call.devices[0].platform,
         "device_kind": call.devices[0].device_kind,
         "n_devices": len(call.devices),
-        "n_threads": call.threads or 0,
+        "n_threads": threads,
         "jax_version": jax.__version__,
         "numpyro_version": numpyro.__version__,
         "interrupted": int(outcome.interrupted),

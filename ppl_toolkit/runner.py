@@ -83,7 +83,6 @@ class Progress(Protocol):
 class Timing(NamedTuple):
     """Seconds of wall clock time."""
 
-    compile: float
     warmup: float
     sampling: float
 
@@ -106,8 +105,6 @@ class Engine:
         self.devices = tuple(devices)
         self.traced = {name: program.traced(name) for name in method.needs}
         self.consts = {name: traced.consts for name, traced in self.traced.items()}
-        self.compile_seconds = 0.0
-        self.sources: list[str] = []
         with program.context():
             self.settings = method.settings(program, 0)
             inputs = (self.consts, program.data, self.settings)
@@ -263,11 +260,7 @@ class Engine:
             )
             return jax.jit(getattr(self, f"_{name}"), keep_unused=True).lower(*avals)
 
-        begin = time.perf_counter()
-        executable, made = executables.compiled((name, device, *self._key), build, device)
-        if made:
-            self.compile_seconds += time.perf_counter() - begin
-            self.sources.append(executable.source)
+        executable, _ = executables.compiled((name, device, *self._key), build, device)
         return executable.call
 
     def compile(self, *names: str) -> None:
@@ -514,7 +507,7 @@ class Run:
             self.state(),
             stop.requested,
             error,
-            Timing(self.engine.compile_seconds, seconds["warmup"], seconds["sampling"]),
+            Timing(seconds["warmup"], seconds["sampling"]),
             steps,
         )
 
