@@ -29,6 +29,7 @@ format: .venv/.test
 bench: .venv/.bench       ## side by side with peers: make bench DATA=path/to/posteriordb
 	$(BIN)/python benchmarks/startup.py
 	$(BIN)/python benchmarks/runtime.py
+	$(BIN)/python benchmarks/diagnostics.py
 	$(if $(DATA),$(BIN)/python benchmarks/mcmc.py $(DATA))
 
 docs: .venv/.docs         ## all tutorials in full, as pages in docs/_build

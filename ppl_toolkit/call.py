@@ -15,10 +15,12 @@ import numpyro
 from ppl_toolkit import results
 from ppl_toolkit.bare_density import is_density
 from ppl_toolkit.diagnostics.findings import as_json, diagnose
+from ppl_toolkit.diagnostics.structure import model_sites, model_source
 from ppl_toolkit.errors import InitializationError, SamplingError
 from ppl_toolkit.program import Program
 from ppl_toolkit.progress import progress_for
 from ppl_toolkit.runner import Engine, MemorySink, Outcome, Run
+from ppl_toolkit.starts import start_numbers
 from ppl_toolkit.store import ZarrSink, require_free
 
 if TYPE_CHECKING:
@@ -44,6 +46,7 @@ class Call(NamedTuple):
     lanes: int
     devices: tuple[Any, ...]
     store: str | Path | None = None
+    superchains: int = 0
 
     @property
     def group(self) -> str:
@@ -63,6 +66,7 @@ class Call(NamedTuple):
             "chains": self.chains,
             "warmup": self.warmup,
             "lanes": self.lanes,
+            "superchains": self.superchains,
             "precision": self.program.precision,
             "dims": json.dumps(self.program.user_dims),
             "model_hash": self.program.model_hash,
@@ -117,7 +121,8 @@ def carry_out(call: Call, begin: Begin) -> xarray.DataTree:
         settings = method.settings(program, call.warmup)
         run = Run(engine, call.chains, call.seed, settings, call.threads)
         if begin.state is None:
-            run.start(begin.positions, begin.given)
+            numbers = start_numbers(call.chains, call.superchains)
+            run.start(begin.positions, begin.given, numbers)
         else:
             old = results.read_state(begin.state, engine.state_structure)
             run.restore(old, fresh_data=begin.renew)
@@ -145,7 +150,20 @@ def carry_out(call: Call, begin: Begin) -> xarray.DataTree:
     attributes = _attributes(call, identity, outcome, compile_seconds, run.threads)
     if outcome.error is not None:
         raise _failure(call, sink, outcome, attributes, other, begin.draws) from outcome.error
-    return _labelled(call, sink, outcome, attributes, other, begin.draws)
+    tree = _labelled(call, sink, outcome, attributes, other, begin.draws)
+    _require_arrived(call, outcome, tree)
+    return tree
+
+
+def _require_arrived(call: Call, outcome: Outcome, tree: xarray.DataTree) -> None:
+    """Refuse draws of a method that did not get to the posterior in its warm-up."""
+    problem = getattr(call.method, "problem", None)
+    if problem is None or outcome.iteration <= call.warmup:
+        return
+    if text := problem(outcome.state):
+        error = SamplingError(f"{text} What there is, is in error.partial.")
+        error.partial = tree
+        raise error
 
 
 def _require_started(call: Call, run: Run, positions: np.ndarray, given: np.ndarray) -> None:
@@ -223,6 +241,8 @@ def _attributes(
         "numpyro_version": numpyro.__version__,
         "interrupted": int(outcome.interrupted),
         "data_baked": int(program.baked),
+        "model_sites": json.dumps(model_sites(program)),
+        "model_source": model_source(program.model),
     }
     if program.parameters:
         attributes["fixed_parameters"] = ", ".join(program.parameters)
@@ -243,7 +263,8 @@ def _labelled(
 ) -> xarray.DataTree:
     """The result of a run, from memory or as it lies on disk."""
     program, coords = call.program, call.coords
-    other = {**other, "sampler_state": results.state_dataset(outcome.state)}
+    other = {**other, **_method_groups(call, outcome)}
+    other["sampler_state"] = results.state_dataset(outcome.state)
     if isinstance(sink, ZarrSink):
         tree = sink.finish(other, attributes)
         return sink.annotate(conclusions(tree))
@@ -256,6 +277,20 @@ def _labelled(
     tree = results.build({k: v for k, v in groups.items() if v.data_vars}, attributes)
     tree.attrs.update(conclusions(tree))
     return tree
+
+
+def _method_groups(call: Call, outcome: Outcome) -> dict[str, xarray.Dataset]:
+    """Groups that a method makes of its last state; its numbers are their attributes."""
+    import xarray
+
+    groups = getattr(call.method, "groups", None)
+    found: dict[str, xarray.Dataset] = {}
+    for name, entries in (groups(outcome.state) if groups else {}).items():
+        attributes = {key: value for key, (dims, value) in entries.items() if not dims}
+        arrays = {key: (dims, value) for key, (dims, value) in entries.items() if dims}
+        group = xarray.Dataset(arrays, attrs=attributes)
+        found[name] = group.assign_coords({dim: np.arange(n) for dim, n in group.sizes.items()})
+    return found
 
 
 def conclusions(tree: xarray.DataTree) -> dict[str, Any]:

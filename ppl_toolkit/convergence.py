@@ -235,7 +235,11 @@ def mcse(x: ArrayLike, method: str = "mean", prob: float | None = None) -> Any:
     return _per_scalar(draws, kernel)
 
 
-def convergence(x: ArrayLike, tail_prob: float | Sequence[float] = _TAIL) -> dict[str, Any]:
+def convergence(
+    x: ArrayLike,
+    tail_prob: float | Sequence[float] = _TAIL,
+    quantiles: Sequence[float] = (),
+) -> dict[str, Any]:
     """All the usual diagnostics in one pass over the draws.
 
     Equal to calling `rhat`, `ess` and `mcse` in turn, but each scalar is sorted once and each
@@ -244,6 +248,8 @@ def convergence(x: ArrayLike, tail_prob: float | Sequence[float] = _TAIL) -> dic
     Args:
         x: draws, shape (chain, draw, ...).
         tail_prob: the two quantiles of the tail ESS; ArviZ 1.3 uses (0.11, 0.89).
+        quantiles: probabilities of quantiles to return as well, under the keys "quantile_0", ...:
+            they come with the sorting.
 
     Returns:
         Arrays of the trailing shape under the keys mean, sd (the standard deviation of the draws
@@ -260,14 +266,17 @@ def convergence(x: ArrayLike, tail_prob: float | Sequence[float] = _TAIL) -> dic
     """
     draws = _draws(x)
     low, high = _pair(tail_prob)
-    names = ("mean", "sd", "mcse_mean", "mcse_sd", "ess_bulk", "ess_tail", "r_hat")
+    own = ("mean", "sd", "mcse_mean", "mcse_sd", "ess_bulk", "ess_tail", "r_hat")
+    probabilities = [_probability(prob) for prob in quantiles]
+    names = (*own, *(f"quantile_{i}" for i in range(len(probabilities))))
 
     def kernel(block: _Array) -> tuple[_Array, ...]:
         moments = _moments(block)
         size = block[0].size
         sd = np.sqrt(moments.variance * size / max(size - 1, 1))
         if block.shape[-1] < _MIN_DRAWS:
-            return (moments.mean, sd, *(_undefined(block) for _ in names[2:]))
+            cuts = [np.quantile(block, prob, axis=(1, 2)) for prob in probabilities]
+            return (moments.mean, sd, *(_undefined(block) for _ in own[2:]), *cuts)
         split = _Split.of(block)
         mean = _autocorrelated(split.halves, split.narrow)
         squares = _halves(moments.squares)
@@ -278,6 +287,7 @@ def convergence(x: ArrayLike, tail_prob: float | Sequence[float] = _TAIL) -> dic
             _mcse_mean(moments, mean.ess),
             _mcse_sd(moments, square.ess),
             *_ranked(split, low, high),
+            *(split.unless_nan(_quantile(split.everything, prob)) for prob in probabilities),
         )
 
     values = _over_blocks(draws, kernel, len(names))

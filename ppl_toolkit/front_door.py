@@ -30,7 +30,8 @@ if TYPE_CHECKING:
 __all__ = ["extend", "infer"]
 
 _DRAWS, _CHAINS, _SEED = 1000, 4, 0
-_LEAST = {"draws": 1, "warmup": 0, "chains": 1, "chunk": 1, "threads": 1, "lanes": 1}
+_LEAST = {"draws": 1, "warmup": 0, "chains": 1, "chunk": 1, "threads": 1, "lanes": 1,
+          "superchains": 2}  # fmt: skip
 
 
 def infer(
@@ -40,6 +41,7 @@ def infer(
     draws: int | None = None,
     warmup: int | None = None,
     chains: int | None = None,
+    superchains: int | None = None,
     seed: int | None = None,
     init: Any = None,
     coords: Mapping[str, Any] | None = None,
@@ -63,9 +65,11 @@ def infer(
         *args, **kwargs: its arguments. Arrays may change from call to call without compiling.
         method: "auto", a name ("nuts", "hmc", "prior", "enumeration"), or a method object such as
             ``NUTS(target_acceptance=0.95)``.
-        draws: draws per chain to keep; 1000 if None.
+        draws: draws per chain to keep; 1000, or what the method prefers, if None.
         warmup: warm-up iterations per chain; the method's default if None.
         chains: independent runs; 4 if None.
+        superchains: so many groups of chains that start at the same point, for many short chains:
+            their convergence is judged by nested R-hat. None: every chain has its own start.
         seed: an integer, 0 if None. The same seed gives the same draws, however the run is cut into
             chunks, threads, stores and resumptions.
         init: where to start: None (random), "prior", a dictionary of site values (one for all
@@ -99,7 +103,7 @@ def infer(
     """
     options = _Options(
         method, draws, warmup, chains, seed, coords, dims, progress, chunk, precision, threads,
-        lanes, devices,
+        lanes, devices, superchains,
     )  # fmt: skip
     options.check()
     for name, place in (("store", store), ("resume", resume)):
@@ -133,6 +137,7 @@ class _Options(NamedTuple):
     threads: int | None
     lanes: int | None
     devices: Sequence[Any] | None
+    superchains: int | None
 
     def check(self) -> None:
         """Refuse numbers out of their range."""
@@ -153,12 +158,18 @@ class _Options(NamedTuple):
         """The call, with defaults in place of what was left out."""
         method.check(program)
         _ = program.computed_observations  # checks them
-        chains = self.chains or _CHAINS
+        chains, superchains = self.chains or _CHAINS, self.superchains or 0
+        if superchains and (chains % superchains or chains == superchains):
+            raise OptionError(
+                f"superchains={superchains} must part chains={chains} into equal groups of two or "
+                f"more, such as chains={8 * superchains}."
+            )
+        draws = self.draws if self.draws is not None else getattr(method, "draws", _DRAWS)
         return Call(
-            program, method, reason, self.draws or _DRAWS, warmup, chains,
+            program, method, reason, draws, warmup, chains,
             _SEED if self.seed is None else int(self.seed), labels, self.progress, self.chunk,
             self.threads, self.lanes or _default_lanes(chains),
-            tuple(self.devices or jax.local_devices()[:1]), store,
+            tuple(self.devices or jax.local_devices()[:1]), store, superchains,
         )  # fmt: skip
 
 
@@ -184,7 +195,7 @@ def _started(
     if warmup is None:
         warmup = method.warmup if earlier is None else method.refit_warmup
     call = options.call(program, method, reason, labels, warmup, store)
-    begin = Begin(*start_positions(program, init, call.chains, call.seed))
+    begin = Begin(*start_positions(program, init, call.chains, call.seed, call.superchains))
     if earlier is not None:
         _require_same_sites(program, earlier)
         begin = begin._replace(state=_state_of(earlier), renew=True)
@@ -213,6 +224,7 @@ def _resumed(
     labels = check_coords(program, stored.coords if options.coords is None else options.coords)
     _require_same(program, was)
     kept = {name: was[name] for name in ("chains", "seed", "lanes")}
+    kept["superchains"] = was.get("superchains", 0)
     options = options._replace(draws=draws, **kept)
     call = options.call(program, method, reason, labels, int(was["warmup"]), path)
     return call, _going_on(call, stored)
@@ -273,6 +285,7 @@ def extend(
         program, method, attrs["method_reason"], done + draws, int(attrs["warmup"]),
         int(attrs["chains"]), int(attrs["seed"]), coords_of(tree, program), progress,
         chunk, threads, int(attrs["lanes"]), tuple(jax.local_devices()[:1]),
+        None, int(attrs.get("superchains", 0)),
     )  # fmt: skip
     stored = Checkpoint(
         {
@@ -427,7 +440,7 @@ def _stored_method(method: Any, was: Mapping[str, Any]) -> tuple[Any, str]:
 
 def _refuse_changes(was: Mapping[str, Any], options: _Options) -> None:
     """Options that are given must be those of the stored run."""
-    for option in ("warmup", "chains", "seed", "lanes", "precision"):
+    for option in ("warmup", "chains", "seed", "lanes", "superchains", "precision"):
         value = getattr(options, option)
         if value is not None and value != was[option]:
             raise CheckpointError(

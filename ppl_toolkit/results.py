@@ -307,16 +307,15 @@ def summary(
                 "there are no draws to summarise: the run was interrupted in its warm-up. Go on "
                 "with ppl.extend(result, model, ...)."
             )
-        numbers = convergence.convergence(flat)
-        low, high = np.quantile(flat, [(1 - prob) / 2, (1 + prob) / 2], axis=(0, 1))
+        numbers = convergence.convergence(flat, quantiles=[(1 - prob) / 2, (1 + prob) / 2])
         percent = f"{100 * prob:g}"
         tables.append(
             pandas.DataFrame(
                 {
                     "mean": numbers["mean"],
                     "sd": numbers["sd"],
-                    f"eti{percent}_lb": low,
-                    f"eti{percent}_ub": high,
+                    f"eti{percent}_lb": numbers["quantile_0"],
+                    f"eti{percent}_ub": numbers["quantile_1"],
                     "ess_bulk": numbers["ess_bulk"],
                     "ess_tail": numbers["ess_tail"],
                     "r_hat": numbers["r_hat"],

@@ -150,16 +150,16 @@ class Engine:
         return jax.vmap(function)(*args)
 
     def _init(
-        self, consts: Any, data: Any, settings: Any, seed: Any, chains: Any, positions: Any,
+        self, consts: Any, data: Any, settings: Any, seed: Any, starts: Any, positions: Any,
         given: Any,
     ) -> Any:  # fmt: skip
         target = self._target(consts, data)
 
-        def one(chain: Any, position: Any, is_given: Any) -> Any:
-            key = random.fold_in(_chain_key(seed, chain), np.uint32(_INIT_INDEX))
+        def one(start: Any, position: Any, is_given: Any) -> Any:
+            key = random.fold_in(_chain_key(seed, start), np.uint32(_INIT_INDEX))
             return self.method.init(key, (position, is_given), target, settings)
 
-        return self._over_lanes(one, chains, positions, given)
+        return self._over_lanes(one, starts, positions, given)
 
     def _refresh(self, consts: Any, data: Any, settings: Any, states: Any) -> Any:
         target = self._target(consts, data)
@@ -312,9 +312,14 @@ class _Unit:
         rows = np.asarray(x)[list(self.chains)]
         return np.concatenate([rows, np.repeat(rows[-1:], self.engine.lanes - len(rows), 0)])
 
-    def init(self, positions: np.ndarray, given: np.ndarray) -> None:
+    def init(
+        self, positions: np.ndarray, given: np.ndarray, starts: np.ndarray | None = None
+    ) -> None:
+        """The first states; ``starts`` are numbers that chains may share, else the chains'."""
         call = self.engine.function("init", self.device)
-        self.state = call(*self.inputs, self._padded(positions), self._padded(given))
+        *inputs, chains = self.inputs
+        keys = chains if starts is None else self._padded(starts).astype(np.uint32)
+        self.state = call(*inputs, keys, self._padded(positions), self._padded(given))
 
     def use(self, data: Any) -> None:
         """Go on with other data of the same shapes (`refresh` renews the state's caches)."""
@@ -425,15 +430,19 @@ class Run:
         self._running = [pool.submit(task, unit) for unit in self.units]
         return [future.result() for future in self._running]
 
-    def start(self, positions: np.ndarray, given: np.ndarray) -> None:
+    def start(
+        self, positions: np.ndarray, given: np.ndarray, starts: np.ndarray | None = None
+    ) -> None:
         """Find the first states.
 
         Args:
             positions: (chain, D) starting points; zeros where none is given.
             given: (chain,) whether a chain's position is given.
+            starts: (chain,) number of the start; chains that share one start at the same point.
+                Every chain has its own if None.
         """
         with concurrent.futures.ThreadPoolExecutor(self.threads) as pool:
-            self._each(pool, lambda unit: unit.init(positions, given))
+            self._each(pool, lambda unit: unit.init(positions, given, starts))
 
     def restore(self, states: Any, fresh_data: bool) -> None:
         """Go on from the states of an earlier run; ``fresh_data`` renews their caches."""

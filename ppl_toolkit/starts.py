@@ -13,7 +13,7 @@ from ppl_toolkit.errors import CheckpointError, DataError, OptionError, SiteErro
 from ppl_toolkit.executables import evaluate
 from ppl_toolkit.program import Program
 
-__all__ = ["is_tree", "start_positions"]
+__all__ = ["is_tree", "start_numbers", "start_positions"]
 
 _START_SALT = 0x5EED  # the keys of starting points differ from those of the chains
 
@@ -23,10 +23,17 @@ def is_tree(value: Any) -> bool:
     return type(value).__name__ == "DataTree"
 
 
+def start_numbers(chains: int, superchains: int) -> np.ndarray:
+    """The number of every chain's start; the chains of a superchain share theirs."""
+    return np.arange(chains) // (chains // superchains if superchains else 1)
+
+
 def start_positions(
-    program: Program, init: Any, chains: int, seed: int
+    program: Program, init: Any, chains: int, seed: int, superchains: int = 0
 ) -> tuple[np.ndarray, np.ndarray]:
     """Flat starting points (chain, D), and which of them are given."""
+    if superchains and not (init is None or isinstance(init, str)):
+        raise OptionError("superchains= share random starting points; leave init= out.")
     positions = np.zeros((chains, program.size), program.precision)
     nothing = np.zeros(chains, bool)
     if init is None:
@@ -51,8 +58,9 @@ def start_positions(
                     key = jax.random.fold_in(root, chain)
                     return program.unconstrain(program.prior(key, data), data)
 
-                return jax.vmap(draw)(jnp.arange(chains))
+                return jax.vmap(draw)(jnp.asarray(starts))
 
+            starts = start_numbers(chains, superchains)
             words = np.array([seed >> 32, (seed & 0xFFFFFFFF) ^ _START_SALT], np.uint32)
             found = evaluate(draws, words, program.data)
         return np.asarray(found), np.ones(chains, bool)

@@ -142,6 +142,16 @@ CASES = {
     "draws fractional": (lambda: schools(draws=10.5), OptionError, "draws"),
     "draws boolean": (lambda: schools(draws=True), OptionError, "draws"),
     "chains 0": (lambda: schools(chains=0), OptionError, "chains"),
+    "superchains 1": (lambda: schools(superchains=1), OptionError, "superchains"),
+    "uneven superchains": (
+        lambda: schools(chains=10, superchains=4), OptionError, "parts? chains=10 into equal",
+    ),
+    "superchains of one chain": (
+        lambda: schools(chains=4, superchains=4), OptionError, "groups of two or more",
+    ),
+    "superchains and init": (
+        lambda: schools(chains=4, superchains=2, init={"mu": 0.0}), OptionError, "leave init= out",
+    ),
     "warmup negative": (lambda: schools(warmup=-1), OptionError, "warmup"),
     "chunk 0": (lambda: schools(chunk=0), OptionError, "chunk"),
     "threads 0": (lambda: schools(threads=0), OptionError, "threads"),

@@ -404,3 +404,13 @@ def test_imports_nothing_heavy():
         [sys.executable, "-c", code], capture_output=True, text=True, check=True
     )
     assert result.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize("shape", [(4, 1000, 7), (4, 101, 3), (1, 4, 2), (2, 3, 2)])
+def test_quantiles_come_with_the_sorting(shape):
+    x = np.random.default_rng(3).normal(size=shape)
+    x[0, 0, 0] = np.nan
+    found = convergence(x, quantiles=[0.055, 0.5, 0.945])
+    for i, prob in enumerate((0.055, 0.5, 0.945)):
+        wanted = np.quantile(x, prob, axis=(0, 1))
+        np.testing.assert_allclose(found[f"quantile_{i}"], wanted, rtol=1e-14, atol=1e-15)

@@ -1,13 +1,15 @@
 """What is wrong with a run, as data and as text, each finding with its remedy.
 
-Thresholds: R-hat 1.01 and 100 effective draws per chain (Vehtari et al. 2021), E-BFMI 0.3
-(Betancourt 2016), any divergence after warm-up (Betancourt 2017).
+Thresholds: R-hat 1.01 and 100 effective draws per chain (Vehtari et al. 2021), nested R-hat
+(Margossian et al. 2024), E-BFMI 0.3 (Betancourt 2016), any divergence after warm-up (Betancourt
+2017). Monte Carlo errors above a tenth of the standard deviation, and the lines between chains that
+have not mixed and chains that are stuck or in different modes, are conventions of this file.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -19,12 +21,16 @@ from ppl_toolkit.results import scalar_labels
 if TYPE_CHECKING:
     import xarray
 
-__all__ = ["Finding", "as_text", "diagnose", "findings"]
+__all__ = ["BFMI", "ESS_PER_CHAIN", "R_HAT", "Finding", "as_text", "diagnose", "findings"]
 
-_R_HAT = 1.01
-_STUCK_R_HAT = 1.5
-_ESS_PER_CHAIN = 100
-_BFMI = 0.3
+R_HAT = 1.01
+ESS_PER_CHAIN = 100
+BFMI = 0.3
+_HOPELESS_R_HAT = 1.5  # more draws would not mend it
+_APART = 3.0  # standard deviations within chains, between groups of chains in different modes
+_DRIFT = 0.5  # of them between the halves of a chain that is on its way, not in a mode
+_MOVING = 0.01  # share of the draws that differ from the one before
+_ERROR = 0.1  # Monte Carlo error of mean or standard deviation, in standard deviations
 _MOST_SITES = 5
 _FEW_DRAWS = 100  # of all chains
 _BLOCK_BYTES = 4 * 2**20
@@ -42,9 +48,9 @@ class Finding(NamedTuple):
     """One thing to look at.
 
     Attributes:
-        kind: "divergences", "tree_depth", "bfmi", "r_hat", "ess", "stuck", "precision",
-            "parameters", "subsample", "few_draws", "not_finite" or
-            "unjudged".
+        kind: "divergences", "tree_depth", "bfmi"; "r_hat", "stuck", "multimodal", "ess", "mcse",
+            "few_draws", "not_finite"; "precision", "parameters", "subsample"; "khat" (`loo`),
+            "conflict", "weak_data" (`sensitivity`), "predictive" (`check_posterior`); "unjudged".
         severity: "error" (do not use the draws) or "warning" (look before you use them).
         sites: the scalars or sites concerned, the worst first.
         number: the figure that gave the alarm.
@@ -154,7 +160,7 @@ def _sampler_findings(tree: xarray.DataTree) -> list[Finding]:
     if "energy" in stats and stats.sizes["draw"] >= 100:
         energy = np.asarray(stats["energy"].transpose("chain", "draw"), dtype=float)
         bfmi = convergence.bfmi(energy)
-        low = [int(c) for c in np.flatnonzero(bfmi < _BFMI)]
+        low = [int(c) for c in np.flatnonzero(bfmi < BFMI)]
         if low:
             found.append(
                 Finding(
@@ -162,7 +168,7 @@ def _sampler_findings(tree: xarray.DataTree) -> list[Finding]:
                     "warning",
                     (),
                     float(np.min(bfmi)),
-                    f"E-BFMI is {np.min(bfmi):.2f} (below {_BFMI}) in chains {low}: momentum "
+                    f"E-BFMI is {np.min(bfmi):.2f} (below {BFMI}) in chains {low}: momentum "
                     "resampling explores the energy slowly, often a sign of heavy tails or a "
                     "funnel.",
                     "Reparametrise, or give scale parameters lighter-tailed priors.",
@@ -187,6 +193,62 @@ def _where_diverging(tree: xarray.DataTree) -> tuple[str, tuple[str, ...]]:
     return (f", mostly at {' and '.join(parts)}" if parts else ""), tuple(n for _, n in clear[:2])
 
 
+class _Judged(NamedTuple):
+    """What the diagnosis knows of the draws, arrays by scalar.
+
+    Attributes:
+        names: labels of the scalars.
+        r_hat: R-hat; nested R-hat if chains share starting points; between halves of one chain.
+        ess: the smaller one of bulk and tail ESS.
+        error: the larger one of the Monte Carlo errors of mean and standard deviation, in standard
+            deviations.
+        broken: labels of scalars without a finite draw.
+        moving: by chain, the share of the draws that differ from the one before in anything
+            continuous; NaN if nothing is continuous.
+    """
+
+    names: list[str]
+    r_hat: np.ndarray
+    ess: np.ndarray
+    error: np.ndarray
+    broken: list[str]
+    moving: np.ndarray
+
+
+def _judged(draws: xarray.Dataset, superchains: int) -> _Judged:
+    chains, count = draws.sizes.get("chain", 0), draws.sizes.get("draw", 0)
+    names: list[str] = []
+    broken: list[str] = []
+    numbers: dict[str, list[np.ndarray]] = {"r_hat": [], "ess": [], "error": []}
+    continuous, moved = False, np.zeros((chains, max(count - 1, 0)), bool)
+    for name in draws.data_vars:
+        for block in _blocks(draws[name].transpose("chain", "draw", ...)):
+            values = np.asarray(block, dtype=float).reshape(chains, count, -1)
+            labels = scalar_labels(block)
+            names += labels
+            broken += [labels[i] for i in np.flatnonzero(~np.isfinite(values).any(axis=(0, 1)))]
+            if chains == 1:  # as two: what can be said of convergence when there are no others
+                half = count // 2
+                values = np.concatenate([values[:, :half], values[:, count - half :]])
+            found = convergence.convergence(values)
+            if superchains > 1:
+                groups = np.arange(chains) // (chains // superchains)
+                found["r_hat"] = convergence.rhat_nested(values, groups)
+            numbers["r_hat"].append(found["r_hat"])
+            numbers["ess"].append(np.minimum(found["ess_bulk"], found["ess_tail"]))
+            with np.errstate(all="ignore"):
+                error = np.maximum(found["mcse_mean"], found["mcse_sd"]) / found["sd"]
+            numbers["error"].append(error)
+            if block.dtype.kind == "f":
+                continuous = True
+                raw = np.asarray(block).reshape(chains, count, -1)
+                new, old = raw[:, 1:], raw[:, :-1]
+                moved |= ((new != old) & ~(np.isnan(new) & np.isnan(old))).any(axis=2)
+    moving = moved.mean(axis=1) if continuous and count > 1 else np.full(chains, np.nan)
+    joined = {key: np.concatenate(parts) for key, parts in numbers.items()}
+    return _Judged(names=names, broken=broken, moving=moving, **joined)
+
+
 def _convergence_findings(tree: xarray.DataTree) -> list[Finding]:
     if "posterior" not in tree.children:
         return []
@@ -194,63 +256,102 @@ def _convergence_findings(tree: xarray.DataTree) -> list[Finding]:
     chains, count = draws.sizes.get("chain", 0), draws.sizes.get("draw", 0)
     if not any(variable.size for variable in draws.data_vars.values()):
         return []
-    names: list[str] = []
-    r_hats, ess, broken = [], [], []
-    continuous, moves = False, np.zeros(chains, bool)
-    for name in draws.data_vars:
-        for block in _blocks(draws[name].transpose("chain", "draw", ...)):
-            values = np.asarray(block, dtype=float).reshape(chains, count, -1)
-            labels = scalar_labels(block)
-            broken += [labels[i] for i in np.flatnonzero(~np.isfinite(values).any(axis=(0, 1)))]
-            names += labels
-            split = values if chains > 1 else _halves(values)
-            numbers = convergence.ranked(split)
-            r_hats.append(numbers["r_hat"])
-            ess.append(np.minimum(numbers["ess_bulk"], numbers["ess_tail"]))
-            if block.dtype.kind == "f":
-                continuous = True
-                # A result may hold infinities; what matters is whether anything changed.
-                moves |= (values != values[:, :1]).any(axis=(1, 2))
-    r_hat, effective = np.concatenate(r_hats), np.concatenate(ess)
-    stuck = {int(c) for c in np.flatnonzero(~moves)} if continuous and count > 1 else set()
-    found = _few_draws(chains, count) + _not_finite(broken)
-    if stuck or np.nanmax(r_hat, initial=1.0) > _STUCK_R_HAT:
-        worst = _worst(names, -r_hat, r_hat > _STUCK_R_HAT)
-        if stuck:
-            which = f"chains {sorted(stuck)} did not move"
-        elif chains > 1:
-            which = f"chains sit in different places: {_places(draws, worst[0])}"
-        else:
-            which = "the two halves of the chain sit in different places"
-        number = float(np.nanmax(r_hat, initial=1.0))
-        found.append(
+    draws = _always_there(draws, tree.attrs)
+    superchains = int(tree.attrs.get("superchains", 0))
+    judged = _judged(draws, superchains)
+    return [
+        *_few_draws(chains, count),
+        *_not_finite(judged.broken),
+        *_mixing(tree, draws, judged, superchains),
+        *_noise(judged, chains, count),
+    ]
+
+
+def _always_there(draws: xarray.Dataset, attrs: Mapping[Any, Any]) -> xarray.Dataset:
+    """Without the sites of trans-dimensional plates, whose elements come and go."""
+    plates = set(json.loads(attrs.get("trans_dimensional", "{}")))
+    return draws[[name for name, site in draws.data_vars.items() if not plates & set(site.dims)]]
+
+
+def _mixing(
+    tree: xarray.DataTree, draws: xarray.Dataset, judged: _Judged, superchains: int
+) -> list[Finding]:
+    """Chains that stand still, sit in different modes, or have not mixed: the first that holds."""
+    names, r_hat, chains = judged.names, judged.r_hat, draws.sizes["chain"]
+    number = float(np.nanmax(r_hat, initial=1.0))
+    limit = _limit(superchains, chains, draws.sizes["draw"])
+    stuck = np.flatnonzero(judged.moving < _MOVING)
+    hopeless = _worst(names, -r_hat, r_hat > _HOPELESS_R_HAT)
+    if stuck.size:
+        shares = ", ".join(f"{judged.moving[c]:.1%}" for c in stuck)
+        return [
             Finding(
                 "stuck",
                 "error",
-                worst,
-                number,
-                f"{which} (R-hat up to {number:.2f}{_naming(worst)}).",
-                _funnel_first(tree) + "Look for several modes or label switching; start elsewhere "
-                "(init='prior' or init={...}), or warm up for longer.",
+                hopeless,
+                float(judged.moving.min()),
+                f"chains {stuck.tolist()} stood still: {shares} of their draws moved.",
+                _funnel_first(tree) + "Start elsewhere (init='prior' or init={...}), warm up for "
+                "longer, or take smaller steps.",
             )
+        ]
+    if hopeless and chains > 1:
+        means, gap, drift = _apart(draws, hopeless[0])
+        if gap > _APART and drift < _DRIFT:
+            return [
+                Finding(
+                    "multimodal",
+                    "error",
+                    hopeless,
+                    number,
+                    f"chains sit in different places: {_places(hopeless[0], means)} (R-hat up to "
+                    f"{number:.2f}{_naming(hopeless)}).",
+                    _funnel_first(tree) + "Look for several modes or label switching: break the "
+                    "symmetry in the model, start elsewhere (init='prior' or init={...}), or warm "
+                    "up for longer.",
+                )
+            ]
+    if number <= limit:
+        return []
+    worst = _worst(names, -r_hat, r_hat > limit)
+    which = "nested R-hat" if superchains > 1 else "R-hat"
+    if chains > 1:
+        why = "the chains have not mixed"
+    else:
+        why = "the two halves of the chain sit in different places"
+    return [
+        Finding(
+            "r_hat",
+            "error" if hopeless else "warning",
+            worst,
+            number,
+            f"{which} is {number:.3f} (above {limit:.3g}){_naming(worst)}: {why}.",
+            "Draw more (ppl.extend), warm up for longer, or reparametrise.",
         )
-    elif np.nanmax(r_hat, initial=1.0) > _R_HAT:
-        worst = _worst(names, -r_hat, r_hat > _R_HAT)
-        number = float(np.nanmax(r_hat))
-        found.append(
-            Finding(
-                "r_hat",
-                "warning",
-                worst,
-                number,
-                f"R-hat is {number:.3f} (above {_R_HAT}){_naming(worst)}: the chains have not "
-                "mixed.",
-                "Draw more (ppl.extend), warm up for longer, or reparametrise.",
-            )
-        )
-    need = _ESS_PER_CHAIN * chains
-    if count * chains >= 2 * need and np.nanmin(effective, initial=np.inf) < need:
-        worst = _worst(names, effective, effective < need)
+    ]
+
+
+def _limit(superchains: int, chains: int, count: int) -> float:
+    """The largest R-hat of chains that may be used.
+
+    Few draws per superchain differ by chance: nested R-hat of independent draws, M of them per
+    superchain, is about sqrt(1 + 1 / M).
+    """
+    if superchains < 2:
+        return R_HAT
+    return float(np.sqrt(R_HAT**2 + superchains / (chains * count)))
+
+
+def _noise(judged: _Judged, chains: int, count: int) -> list[Finding]:
+    """Few effective draws; or enough of them, but tails that spoil mean and standard deviation."""
+    names, effective, error = judged.names, judged.ess, judged.error
+    need = ESS_PER_CHAIN * chains
+    if count * chains < 2 * need:
+        return []
+    found = []
+    noisy = effective < need
+    if noisy.any():
+        worst = _worst(names, effective, noisy)
         number = float(np.nanmin(effective))
         found.append(
             Finding(
@@ -263,6 +364,22 @@ def _convergence_findings(tree: xarray.DataTree) -> list[Finding]:
                 "Draw more (ppl.extend), or reparametrise to mix faster.",
             )
         )
+    heavy = (error > _ERROR) & ~noisy
+    if heavy.any():
+        worst = _worst(names, -error, heavy)
+        number = float(np.nanmax(error[heavy]))
+        found.append(
+            Finding(
+                "mcse",
+                "warning",
+                worst,
+                number,
+                f"the Monte Carlo error of mean or standard deviation is {number:.0%} of the "
+                f"standard deviation (above {_ERROR:.0%}){_naming(worst)}, though ranks mix well: "
+                "heavy tails, moments hang on a few draws.",
+                "Report medians and quantiles, give the site a lighter-tailed prior, or draw more.",
+            )
+        )
     return found
 
 
@@ -273,23 +390,29 @@ def _funnel_first(tree: xarray.DataTree) -> str:
     return "Mend the divergences first: chains may be caught in a funnel. " if diverged else ""
 
 
-def _places(draws: xarray.Dataset, scalar: str) -> str:
-    """Where the chains sit, in two groups parted by the widest gap between their means."""
-    name = scalar.partition("[")[0]
-    array = draws[name].transpose("chain", "draw", ...)
+def _apart(draws: xarray.Dataset, scalar: str) -> tuple[np.ndarray, float, float]:
+    """Where the chains sit, and whether they stay.
+
+    Returns:
+        The chains' means of a scalar; in standard deviations within chains, the widest gap between
+        them, and the median distance between the means of a chain's halves.
+    """
+    array = draws[scalar.partition("[")[0]].transpose("chain", "draw", ...)
     column = scalar_labels(array).index(scalar)
-    means = np.asarray(array, float).reshape(*array.shape[:2], -1)[..., column].mean(axis=1)
+    values = np.asarray(array, float).reshape(*array.shape[:2], -1)[..., column]
+    means, half = values.mean(axis=1), values.shape[1] // 2
+    within = max(float(np.sqrt(values.var(axis=1).mean())), np.finfo(float).tiny)
+    drift = np.median(np.abs(values[:, half:].mean(axis=1) - values[:, :half].mean(axis=1)))
+    return means, float(np.diff(np.sort(means)).max()) / within, float(drift) / within
+
+
+def _places(scalar: str, means: np.ndarray) -> str:
+    """Where the chains sit, in two groups parted by the widest gap between their means."""
     order = np.argsort(means)
     cut = int(np.argmax(np.diff(means[order]))) + 1
     groups = [np.sort(part) for part in (order[:cut], order[cut:])]
     places = [f"near {means[part].mean():.3g} in chains {part.tolist()}" for part in groups]
     return f"{scalar} is {places[0]}, {places[1]}"
-
-
-def _halves(values: np.ndarray) -> np.ndarray:
-    """One chain as two: what can be said of convergence when there are no others."""
-    half = values.shape[1] // 2
-    return np.concatenate([values[:, :half], values[:, values.shape[1] - half :]])
 
 
 def _few_draws(chains: int, count: int) -> list[Finding]:

@@ -5,21 +5,23 @@ from __future__ import annotations
 import dataclasses
 import functools
 import json
+import sys
 import warnings
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from scipy.special import logsumexp
 
-from ppl_toolkit import convergence
 from ppl_toolkit.arguments import with_data
 from ppl_toolkit.diagnostics.findings import Finding
 from ppl_toolkit.diagnostics.pointwise import (
+    LEAST_DRAWS,
     PointwiseLikelihood,
     listed,
     observation_label,
     read_blocks,
+    relative_efficiency,
+    scores_of,
 )
 from ppl_toolkit.diagnostics.refits import exact_densities
 from ppl_toolkit.errors import (
@@ -31,6 +33,7 @@ from ppl_toolkit.errors import (
 )
 from ppl_toolkit.predictions import log_likelihood
 from ppl_toolkit.program import Program
+from ppl_toolkit.progress import progress_for
 from ppl_toolkit.results import require_tree
 from ppl_toolkit.sites import variable_name
 from ppl_toolkit.tracing import digest
@@ -41,9 +44,6 @@ if TYPE_CHECKING:
 __all__ = ["LOO", "khat_finding", "loo"]
 
 _BLOCK_BYTES = 256 * 2**20  # of the log likelihoods of a block of observations, all draws
-_SMOOTHED_BYTES = 2**20  # of those smoothed at a time
-_READ_BYTES = 4 * 2**20
-_LEAST_DRAWS = 25  # a shorter tail cannot be fitted
 _MOST_LABELS = 5
 
 
@@ -109,8 +109,9 @@ def loo(
     tree: xarray.DataTree,
     model: Callable | None = None,
     *args: Any,
-    refit: bool = False,
+    refit: bool | int = False,
     var_name: str | None = None,
+    progress: bool | str = "auto",
     data: Mapping[str, Any] | None = None,
     **kwargs: Any,
 ) -> LOO:
@@ -129,10 +130,11 @@ def loo(
         tree: a result of `infer`, or any tree with the groups posterior and log_likelihood.
         model, *args, **kwargs: the model and the arguments of the run.
         refit: whether to fit the model again without each observation whose k is too large, and
-            take its log p(y_i | the others) from there. Refits start from the result and share
-            one compiled program. A refit that fails leaves the observation as it was, and Ctrl-C
-            ends them; ``warning`` says so.
+            take its log p(y_i | the others) from there; a number is the most refits, those of the
+            largest k. Refits start from the result and share one compiled program. A refit that
+            fails leaves the observation as it was, and Ctrl-C ends them; ``warning`` says so.
         var_name: the observed variable, where there are several.
+        progress: how the refits are shown, as in `infer`.
         data: further arguments of the model by name, as in `infer`.
 
     Returns:
@@ -142,7 +144,7 @@ def loo(
         DataError: neither log likelihoods nor a model; too few draws; log likelihoods that are
             not finite; a result of the prior; data that are not those of the run.
         OptionError: several observed variables and no ``var_name``; ``refit`` or arguments without
-            a model.
+            a model; ``refit`` is neither a bool nor a number of refits; an unknown ``progress``.
         SiteError: ``var_name`` is not an observed variable, or the model is another one.
         MethodError: discrete sites were summed out, so observations have no likelihood alone.
 
@@ -152,7 +154,7 @@ def loo(
     Source: Vehtari, Gelman, Gabry (2017), Statistics and Computing 27; Vehtari, Simpson, Gelman,
     Yao, Gabry (2024), JMLR 25(72).
     """
-    found = _loo(tree, model, args, kwargs, refit, var_name, data)
+    found = _loo(tree, model, args, kwargs, refit, var_name, progress, data)
     if found.warning:
         warning = InferenceWarning(found.warning)
         warning.result = found
@@ -164,7 +166,7 @@ def khat_finding(found: LOO) -> Finding | None:
     """The finding that some importance weights cannot be trusted; None if all can."""
     if not found.failed:
         return None
-    worst = float(found.pareto_k.max())
+    worst = _k_of_failed(found)
     return Finding(
         "khat",
         "warning",
@@ -183,10 +185,13 @@ def _loo(
     model: Callable | None,
     args: Sequence[Any],
     kwargs: Mapping[str, Any],
-    again: bool,
+    refit: bool | int,
     var_name: str | None,
+    progress: bool | str,
     data: Mapping[str, Any] | None,
 ) -> LOO:
+    most = _most_refits(refit)
+    progress_for(progress, "", 0, 0, 0)  # refuses what it does not know, before any work
     draws = _require_posterior(tree)
     if tree.attrs.get("log_density"):
         raise DataError(
@@ -196,8 +201,8 @@ def _loo(
     likelihoods = tree["log_likelihood"].dataset if "log_likelihood" in tree.children else None
     if model is not None:
         like, source = _of_model(tree, model, args, kwargs, var_name, data)
-    elif again:
-        raise OptionError("refit=True needs the model and its data: loo(result, model, ...).")
+    elif most:
+        raise OptionError(f"refit={refit} needs the model and its data: loo(result, model, ...).")
     elif kwargs or data:
         raise OptionError(
             f"loo got arguments {[*kwargs, *(data or {})]} but no model; pass the model before "
@@ -224,38 +229,47 @@ def _loo(
         assert source is not None  # there is a model
         width = int(np.clip(_BLOCK_BYTES // (8 * draws), 1, size))
         blocks = source.blocks(source.draws_of(tree), width)
-    r_eff = _relative_efficiency(tree)
-    scores = _smoothed(blocks, size, draws, r_eff, functools.partial(observation_label, like))
-    good_k = _good_k(draws)
-    bad = [int(i) for i in np.argsort(-scores.k) if scores.k[i] > good_k]
-    elpd_i, exact, notes = scores.elpd, dict[int, float](), list[str]()
-    if again and source is not None:
-        exact, notes = exact_densities(tree, source, like, bad)
-        elpd_i[list(exact)] = list(exact.values())
-    counted = ~scores.off
-    n = int(counted.sum())
+    r_eff = relative_efficiency(tree["posterior"].dataset)
+    label = functools.partial(observation_label, like)
+    scores = scores_of(_finite(blocks, label), size, draws, r_eff)
+    bad = scores.worst_first()
+    exact, notes = dict[int, float](), list[str]()
+    if most and source is not None:
+        exact, notes = exact_densities(tree, source, like, bad[:most], progress)
+        scores.elpd_i[list(exact)] = list(exact.values())
+        if unasked := bad[most:]:
+            notes.append(
+                f"refit={refit}: {len(unasked)} of {len(bad)} observations with a k too large were "
+                f"not refitted ({listed([label(i) for i in unasked])})."
+            )
     found = LOO(
-        elpd=float(elpd_i.sum()),
-        se=float(np.sqrt(n * elpd_i[counted].var(ddof=1))) if n > 1 else np.nan,
-        p=float((scores.lpd - elpd_i).sum()),
-        n=n,
+        elpd=scores.elpd,
+        se=scores.se,
+        p=scores.p,
+        n=scores.n,
         n_draws=draws,
-        elpd_i=_labelled(elpd_i, like, "elpd_i"),
+        elpd_i=_labelled(scores.elpd_i, like, "elpd_i"),
         pareto_k=_labelled(scores.k, like, "pareto_k"),
-        good_k=good_k,
+        good_k=scores.good_k,
         r_eff=r_eff,
         var_name=str(like.name),
-        failed=tuple(observation_label(like, i) for i in bad if i not in exact),
-        refitted=tuple(observation_label(like, i) for i in exact),
+        failed=tuple(label(i) for i in bad if i not in exact),
+        refitted=tuple(label(i) for i in exact),
         observed=_observed_hash(tree, str(like.name)),
     )
     unknown = int((np.isnan(scores.k) & ~scores.constant).sum())
     return dataclasses.replace(found, warning=_warning(tree, found, notes, unknown))
 
 
-def _good_k(draws: int) -> float:
-    """Up to this k, S draws give reliable estimates (Vehtari et al. 2024)."""
-    return float(min(1 - 1 / np.log10(draws), 0.7))
+def _most_refits(refit: Any) -> int:
+    """The largest number of refits that ``refit=`` allows."""
+    if isinstance(refit, bool | np.bool_):
+        return sys.maxsize if refit else 0
+    if not isinstance(refit, int | np.integer) or refit < 0:
+        raise OptionError(
+            f"refit must be True, False or the most refits, an integer >= 0; got {refit!r}."
+        )
+    return int(refit)
 
 
 def _require_posterior(tree: xarray.DataTree) -> int:
@@ -270,9 +284,9 @@ def _require_posterior(tree: xarray.DataTree) -> int:
         raise DataError(f"this tree has no posterior; its groups are {list(tree.children)}.")
     sizes = tree["posterior"].sizes
     draws = int(sizes.get("chain", 0) * sizes.get("draw", 0))
-    if draws < _LEAST_DRAWS:
+    if draws < LEAST_DRAWS:
         raise DataError(
-            f"loo needs at least {_LEAST_DRAWS} draws; this result has {draws}. Draw more: "
+            f"loo needs at least {LEAST_DRAWS} draws; this result has {draws}. Draw more: "
             "ppl.extend(result, model, ...)."
         )
     return draws
@@ -326,75 +340,31 @@ def _of_model(
     return like, PointwiseLikelihood(program, site, int(np.prod(like.shape[2:], dtype=int)))
 
 
-def _relative_efficiency(tree: xarray.DataTree) -> float:
-    """ESS / S for the mean, averaged over all scalars of the posterior, as ``arviz.loo`` has it.
-
-    One chain has 1: a single autocorrelation time is no better a guess.
-    """
-    posterior = tree["posterior"].dataset
-    chains, draws = posterior.sizes["chain"], posterior.sizes["draw"]
-    if chains == 1:
-        return 1.0
-    sizes = [
-        convergence.ess(block.T.reshape(chains, draws, -1), "mean")
-        for variable in posterior.data_vars.values()
-        for _, block in read_blocks(variable.transpose("chain", "draw", ...), _READ_BYTES)
-    ]
-    known = [x for x in np.concatenate(sizes) if np.isfinite(x)]
-    return float(np.mean(known)) / (chains * draws) if known else 1.0
-
-
-class _Scores(NamedTuple):
-    """By observation, arrays (n,).
-
-    Attributes:
-        elpd, lpd: log predictive density without and with the observation.
-        k: Pareto k.
-        constant, off: whether the log likelihood is the same, or zero, at all draws.
-    """
-
-    elpd: np.ndarray
-    lpd: np.ndarray
-    k: np.ndarray
-    constant: np.ndarray
-    off: np.ndarray
-
-
-def _smoothed(
-    blocks: Iterable[tuple[int, np.ndarray]],
-    size: int,
-    draws: int,
-    r_eff: float,
-    label: Callable[[int], str],
-) -> _Scores:
-    """Leave-one-out densities from blocks of log likelihoods (observation, draw)."""
-    elpd, lpd, k = (np.empty(size) for _ in range(3))
-    constant, off = (np.empty(size, bool) for _ in range(2))
-    step = max(1, _SMOOTHED_BYTES // (8 * draws))
+def _finite(
+    blocks: Iterable[tuple[int, np.ndarray]], label: Callable[[int], str]
+) -> Iterator[tuple[int, np.ndarray]]:
+    """The same blocks; refuses observations whose log likelihood is not finite at some draw."""
     for first, block in blocks:
-        for begin in range(0, len(block), step):
-            ll = np.ascontiguousarray(block[begin : begin + step], dtype=np.float64)
-            at = slice(first + begin, first + begin + len(ll))
-            _require_finite(ll, at.start, label)
-            log_weights, k[at] = convergence.psis(-ll, r_eff)
-            elpd[at] = logsumexp(log_weights + ll, axis=1)
-            lpd[at] = logsumexp(ll, axis=1) - np.log(draws)
-            constant[at] = np.ptp(ll, axis=1) == 0
-            off[at] = constant[at] & (ll[:, 0] == 0)
-    return _Scores(elpd, lpd, k, constant, off)
+        # Least and largest draws are NaN where a draw is, and need no array of the block's size.
+        ends = np.stack([block.min(axis=1), block.max(axis=1)])
+        if not np.isfinite(ends).all():
+            row = int(np.flatnonzero(~np.isfinite(ends).all(axis=0))[0])
+            wrong = block[row][~np.isfinite(block[row])]
+            raise DataError(
+                f"the log likelihood of {label(first + row)} is {wrong[0]} at {wrong.size} of "
+                f"{block.shape[1]} draws, so it cannot be left out by weighting draws. Check the "
+                "observation against the support of its distribution, and the model for overflow "
+                "(precision='float64')."
+            )
+        yield first, block
 
 
-def _require_finite(ll: np.ndarray, first: int, label: Callable[[int], str]) -> None:
-    flags = ~np.isfinite(ll)
-    if not flags.any():
-        return
-    row = int(np.flatnonzero(flags.any(axis=1))[0])
-    value = ll[row][flags[row]][0]
-    raise DataError(
-        f"the log likelihood of {label(first + row)} is {value} at {int(flags[row].sum())} of "
-        f"{ll.shape[1]} draws, so it cannot be left out by weighting draws. Check the observation "
-        "against the support of its distribution, and the model for overflow (precision='float64')."
-    )
+def _k_of_failed(found: LOO) -> float:
+    """The largest k among the failed observations, whose labels come worst first."""
+    k = found.pareto_k.values.ravel()
+    like = found.pareto_k.rename(found.var_name).expand_dims(("chain", "draw"))
+    worst_first = (int(i) for i in np.argsort(-k))
+    return float(next(k[i] for i in worst_first if observation_label(like, i) == found.failed[0]))
 
 
 def _labelled(values: np.ndarray, like: xarray.DataArray, name: str) -> xarray.DataArray:

@@ -10,10 +10,15 @@ from ppl_toolkit.diagnostics.style import CHAIN_COLOURS
 
 __all__ = [
     "Section",
+    "anchor",
+    "bullets",
+    "chain_css",
     "chain_keys",
     "facts",
     "figure",
     "grid",
+    "mark",
+    "numbers",
     "paragraph",
     "safe",
     "scrolling",
@@ -41,6 +46,11 @@ def safe(text: object) -> str:
     return html.escape(str(text))
 
 
+def anchor(name: str) -> str:
+    """A name as (a part of) an anchor."""
+    return "".join(c if c.isalnum() else f"_{ord(c):x}_" for c in name)
+
+
 def paragraph(text: str, css: str = "") -> str:
     """Plain text as a paragraph."""
     return f"<p{_css(css)}>{safe(text)}</p>"
@@ -65,6 +75,21 @@ def grid(figures: Iterable[str], ident: str = "", css: str = "panels") -> str:
     inside = "".join(figures)
     name = f' id="{ident}"' if ident else ""
     return f'<div class="{css}"{name}>{inside}</div>' if inside else ""
+
+
+def bullets(texts: Iterable[str]) -> str:
+    """Plain texts as a list."""
+    items = "".join(f"<li>{safe(text)}</li>" for text in texts)
+    return f"<ul>{items}</ul>" if items else ""
+
+
+def numbers(pairs: Iterable[tuple[str, str]]) -> str:
+    """The few figures that matter most, each over its name."""
+    inside = "".join(
+        f"<div><b>{safe(number)}</b><span class=mute>{safe(name)}</span></div>"
+        for number, name in pairs
+    )
+    return f'<div class="numbers">{inside}</div>' if inside else ""
 
 
 def facts(pairs: Sequence[tuple[str, str]]) -> str:
@@ -103,7 +128,8 @@ def table(
         if column == 0:
             return f'<th scope="row">{safe(text)}</th>'
         if (row, column) in failing:
-            return f'<td class="fails">{mark()}{safe(text)}</td>'
+            css = "fails word" if column in words else "fails"
+            return f'<td class="{css}">{mark()}{safe(text)}</td>'
         return f"<td{_css('word' if column in words else '')}>{safe(text)}</td>"
 
     head = "".join(

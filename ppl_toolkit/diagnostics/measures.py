@@ -5,7 +5,7 @@ Draws have shape (chain, draw, ...), or (chain, draw) where one scalar is meant.
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -13,8 +13,11 @@ from scipy import fft, stats
 
 from ppl_toolkit import convergence
 
+if TYPE_CHECKING:
+    import xarray
+
 __all__ = [
-    "Loo",
+    "MOST_PREDICTIONS",
     "auc",
     "autocorrelation",
     "central",
@@ -24,19 +27,18 @@ __all__ = [
     "density",
     "ess_evolution",
     "finite",
-    "loo",
+    "flat_predictions",
     "pit",
     "rank_band",
     "rank_counts",
-    "relative_efficiency",
     "weighted_pit",
 ]
 
 _Array = NDArray[np.float64]
 
+MOST_PREDICTIONS = 1 << 24  # numbers held in memory at once
 _HEAVY = 50.0
 _REACH = 8.0
-_BLOCK = 1 << 21  # elements of a block of log likelihoods
 _PIT_SEED = 0
 
 
@@ -278,6 +280,16 @@ def data_kind(observed: ArrayLike, predicted: ArrayLike) -> str:
     return "count"
 
 
+def flat_predictions(drawn: xarray.DataArray, like: xarray.DataArray) -> _Array | None:
+    """Predictions as (draw, observation), thinned to what memory bears; None if shapes differ."""
+    own = [d for d in drawn.dims if d not in ("chain", "draw")]
+    if [drawn.sizes[d] for d in own] != list(like.shape):
+        return None
+    step = max(1, -(-drawn.size // MOST_PREDICTIONS))
+    some = drawn.transpose("chain", "draw", ...)[:, ::step]
+    return np.asarray(some, dtype=float).reshape(some.shape[0] * some.shape[1], -1)
+
+
 def pit(observed: ArrayLike, predicted: ArrayLike) -> _Array:
     """Probability integral transforms: where observations lie among their predictions.
 
@@ -304,70 +316,3 @@ def weighted_pit(observed: ArrayLike, predicted: ArrayLike, weights: ArrayLike) 
     below, equal = (w * (drawn < y)).sum(axis=0), (w * (drawn == y)).sum(axis=0)
     share = np.random.default_rng(_PIT_SEED).uniform(size=y.shape)
     return np.where(np.isnan(y), np.nan, np.clip(below + share * equal, 0.0, 1.0))
-
-
-class Loo(NamedTuple):
-    """Leave-one-out cross-validation by Pareto-smoothed importance sampling.
-
-    Attributes:
-        elpd, se: expected log pointwise predictive density and its standard error.
-        p: effective number of parameters.
-        elpd_i, k: contributions and Pareto shapes by observation, shape (n,).
-        good_k: the largest shape that this number of draws can bear.
-        weights: normalised weights, shape (draw, n), or None if they were not asked for.
-    """
-
-    elpd: float
-    se: float
-    p: float
-    elpd_i: _Array
-    k: _Array
-    good_k: float
-    weights: _Array | None
-
-
-def relative_efficiency(effective: ArrayLike, chains: int, size: int) -> float:
-    """Mean ESS over the number of draws, the r_eff of `ppl_toolkit.convergence.psis`.
-
-    Args:
-        effective: ESS of the mean of every scalar.
-        chains: with one chain the answer is 1, since its ESS says little.
-        size: number of draws.
-    """
-    mean = float(np.mean(np.asarray(effective))) / size
-    return mean if chains > 1 and np.isfinite(mean) and mean > 0 else 1.0
-
-
-def loo(log_likelihood: ArrayLike, r_eff: float = 1.0, keep_weights: bool = False) -> Loo:
-    """PSIS-LOO of pointwise log likelihoods.
-
-    Args:
-        log_likelihood: shape (draw, n), with 25 draws or more.
-        r_eff: relative efficiency of the draws.
-        keep_weights: return the weights as well.
-
-    Source: Vehtari, Gelman, Gabry (2017), Statistics and Computing 27.
-    """
-    scores = np.asarray(log_likelihood, dtype=float)
-    size, n = scores.shape
-    elpd_i, k, lpd = np.empty(n), np.empty(n), np.empty(n)
-    weights = np.empty(scores.shape) if keep_weights else None
-    step = max(1, _BLOCK // size)
-    for first in range(0, n, step):
-        some = slice(first, first + step)
-        rows = scores[:, some].T
-        with np.errstate(all="ignore"):
-            log_weights, k[some] = convergence.psis(-rows, r_eff)
-            elpd_i[some] = np.logaddexp.reduce(log_weights + rows, axis=1)
-            lpd[some] = np.logaddexp.reduce(rows, axis=1) - np.log(size)
-        if weights is not None:
-            weights[:, some] = np.exp(log_weights).T
-    return Loo(
-        float(elpd_i.sum()),
-        float(np.sqrt(n * elpd_i.var(ddof=1))) if n > 1 else float("nan"),
-        float((lpd - elpd_i).sum()),
-        elpd_i,
-        k,
-        min(1 - 1 / np.log10(size), 0.7),
-        weights,
-    )

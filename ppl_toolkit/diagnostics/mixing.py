@@ -7,6 +7,7 @@ from numpy.typing import NDArray
 
 from ppl_toolkit.diagnostics import drawing as draw
 from ppl_toolkit.diagnostics import measures
+from ppl_toolkit.diagnostics.findings import R_HAT
 from ppl_toolkit.diagnostics.markup import (
     Section,
     chain_css,
@@ -17,7 +18,7 @@ from ppl_toolkit.diagnostics.markup import (
     safe,
 )
 from ppl_toolkit.diagnostics.style import CHAIN_COLOURS
-from ppl_toolkit.diagnostics.view import R_HAT, View
+from ppl_toolkit.diagnostics.view import View
 
 __all__ = ["convergence"]
 

@@ -11,7 +11,7 @@ import numpy as np
 
 from ppl_toolkit.diagnostics.drawing import written
 from ppl_toolkit.diagnostics.findings import Finding, as_json
-from ppl_toolkit.diagnostics.markup import Section, facts, paragraph, safe, table
+from ppl_toolkit.diagnostics.markup import Section, facts, numbers, paragraph, safe, table
 from ppl_toolkit.diagnostics.view import View
 
 __all__ = ["downloads", "headline", "reproduction", "run_card", "verdict"]
@@ -26,7 +26,13 @@ _EVIDENCE = {
     "bfmi": ("energy", "sampler"),
     "r_hat": ("r-hat", "convergence"),
     "ess": ("effective-size", "convergence"),
+    "mcse": ("worst", "convergence"),
     "stuck": ("worst", "convergence"),
+    "multimodal": ("worst", "convergence"),
+    "khat": ("loo", "prediction"),
+    "predictive": ("prediction",),
+    "conflict": ("sensitivity", "prior"),
+    "weak_data": ("sensitivity", "prior"),
     "precision": ("data", "run"),
     "parameters": ("sites", "run"),
     "subsample": ("sites", "run"),
@@ -131,7 +137,7 @@ def run_card(view: View) -> Section:
         _yield(view)
         + _times(view)
         + f'<div class="facts">{facts(run)}{facts(machine)}</div>'
-        + f'<div class="facts"><div>{_sites(view)}</div><div>{_data(view)}</div></div>',
+        + f'<div class="facts">{_sites(view)}{_data(view)}</div>',
     )
 
 
@@ -149,22 +155,21 @@ def _yield(view: View) -> str:
     varying = np.asarray(table_["sd"], dtype=float) > 0
     effective = np.asarray(table_["ess_bulk"], dtype=float)[varying]
     effective = effective[np.isfinite(effective)]
-    numbers = []
+    shown = []
     if effective.size:
         least = float(effective.min())
-        numbers.append((f"{least:,.0f}", "smallest bulk ESS"))
+        shown.append((f"{least:,.0f}", "smallest bulk ESS"))
         seconds = float(view.attribute("time_sampling") or 0)
         if seconds > 0:
-            numbers.append((_rate(least / seconds), "of it per second of sampling"))
+            shown.append((_rate(least / seconds), "of it per second of sampling"))
         gradients = float(view.attribute("n_gradient_evaluations") or 0)
         if gradients > 0:
-            numbers.append((_rate(1000 * least / gradients), "of it per 1000 gradients"))
+            shown.append((_rate(1000 * least / gradients), "of it per 1000 gradients"))
     for name, label in (("n_gradient_evaluations", "gradients, sampling"),
                         ("n_gradient_evaluations_warmup", "gradients, warm-up")):  # fmt: skip
         if view.attribute(name):
-            numbers.append((f"{int(view.attribute(name)):,}", label))
-    inside = "".join(f"<div><b>{n}</b><span class=mute>{safe(t)}</span></div>" for n, t in numbers)
-    return f'<div class="numbers">{inside}</div>' if inside else ""
+            shown.append((f"{int(view.attribute(name)):,}", label))
+    return numbers(shown)
 
 
 def _rate(value: float) -> str:
@@ -198,18 +203,21 @@ def _shape(sizes: Mapping[Any, int]) -> str:
 
 
 def _sites(view: View) -> str:
+    if view.attribute("model_sites"):  # a section of their own tells more
+        return ""
     rows = [
         (str(name), _shape(variable.sizes), str(variable.dtype))
         for name, variable in view.draws.data_vars.items()
     ]
     more = f" (the first {_MOST_LISTED} of {len(rows)})" if len(rows) > _MOST_LISTED else ""
-    return f"<h3>Sites{more}</h3>" + table(
+    listed = table(
         ("site", "shape", "type"),
         rows[:_MOST_LISTED],
         "Sites of the model",
         ident="sites",
         words=(1, 2),
     )
+    return f"<div><h3>Sites{more}</h3>{listed}</div>"
 
 
 def _data(view: View) -> str:
@@ -221,10 +229,11 @@ def _data(view: View) -> str:
     ]
     if not rows:
         return ""
-    return "<h3>Data</h3>" + table(
+    listed = table(
         ("name", "shape", "type", "role"), rows[:_MOST_LISTED], "Data", ident="data",
         words=(1, 2, 3),
     )  # fmt: skip
+    return f"<div><h3>Data</h3>{listed}</div>"
 
 
 # -- to take along ------------------------------------------------------------------------------

@@ -6,9 +6,12 @@ import re
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from ppl_toolkit.diagnostics.dimensions import dimensions
+from ppl_toolkit.diagnostics.evidence import evidence
 from ppl_toolkit.diagnostics.marginals import marginals
 from ppl_toolkit.diagnostics.markup import safe
 from ppl_toolkit.diagnostics.mixing import convergence
+from ppl_toolkit.diagnostics.model import model
 from ppl_toolkit.diagnostics.overview import (
     downloads,
     headline,
@@ -17,7 +20,9 @@ from ppl_toolkit.diagnostics.overview import (
     verdict,
 )
 from ppl_toolkit.diagnostics.parameters import parameters, row_anchors
+from ppl_toolkit.diagnostics.power_scaling import power_scaling
 from ppl_toolkit.diagnostics.predictive import predictive
+from ppl_toolkit.diagnostics.residuals import residuals
 from ppl_toolkit.diagnostics.sampler import sampler
 from ppl_toolkit.diagnostics.style import SCRIPT, style_sheet
 from ppl_toolkit.diagnostics.view import View, view
@@ -31,9 +36,10 @@ __all__ = ["compose", "html"]
 def html(tree: xarray.DataTree, var_names: Sequence[str] | str | None = None) -> str:
     """The report as one HTML page.
 
-    Verdict, run, parameters, convergence, sampler, posterior, prediction, downloads: a section
-    appears if the result has what it shows. The page loads nothing: style, script and pictures
-    are inside. It depends on the result alone: the same result gives the same page.
+    Verdict, run, parameters, convergence, sampler, evidence, dimensions, posterior, prediction,
+    residuals, sensitivity, model, downloads: a section appears if the result has what it shows.
+    The page loads nothing: style, script and pictures are inside. It depends on the result alone:
+    the same result gives the same page.
 
     Args:
         tree: a result of `infer`.
@@ -54,8 +60,13 @@ def compose(result: View) -> str:
             parameters(result),
             convergence(result),
             sampler(result),
-            marginals(result),
+            evidence(result),
+            dimensions(result),
+            marginals(result.without(result.ragged)),
             predictive(result),
+            residuals(result),
+            power_scaling(result),
+            model(result),
             downloads(result),
             reproduction(result),
         )

@@ -6,8 +6,9 @@ import math
 
 import numpy as np
 
+from ppl_toolkit.diagnostics.findings import R_HAT
 from ppl_toolkit.diagnostics.markup import Section, mark, paragraph, safe, scrolling
-from ppl_toolkit.diagnostics.view import R_HAT, View
+from ppl_toolkit.diagnostics.view import View
 
 __all__ = ["decimals", "parameters", "row_anchors", "shown"]
 

@@ -1,26 +1,44 @@
-"""Log likelihoods of every observation at every draw, in blocks of bounded size."""
+"""Log likelihoods of every observation at every draw, and densities with the observation left out.
+
+Both come in blocks of bounded size.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+from scipy.special import logsumexp
 
-from ppl_toolkit import executables
+from ppl_toolkit import convergence, executables
 from ppl_toolkit.program import Program
 from ppl_toolkit.tracing import Traced
 
 if TYPE_CHECKING:
     import xarray
 
-__all__ = ["PointwiseLikelihood", "listed", "observation_label", "read_blocks"]
+__all__ = [
+    "LEAST_DRAWS",
+    "PointwiseLikelihood",
+    "Scores",
+    "good_k",
+    "listed",
+    "observation_label",
+    "read_blocks",
+    "relative_efficiency",
+    "scores_of",
+]
+
+LEAST_DRAWS = 25  # the tail of fewer cannot be smoothed
 
 _CALL_BYTES = 8 * 2**20  # of one work array of the compiled evaluator
 _MOST_DRAWS = 256  # in one call of it
+_SMOOTHED_BYTES = 2**20  # of log likelihoods smoothed at a time
+_READ_BYTES = 4 * 2**20  # of draws read at a time
 _MOST_LABELS = 5
 
 
@@ -125,6 +143,109 @@ def read_blocks(array: xarray.DataArray, most_bytes: int) -> Iterator[tuple[int,
     for first in range(0, shape[0], width):
         part = np.asarray(array[:, :, first : first + width], dtype=np.float64)
         yield first * each, part.reshape(chains * draws, -1).T
+
+
+def relative_efficiency(posterior: xarray.Dataset) -> float:
+    """ESS / S for the mean, averaged over all scalars of the posterior, as ``arviz.loo`` has it.
+
+    One chain has 1: a single autocorrelation time is no better a guess.
+    """
+    chains, draws = posterior.sizes["chain"], posterior.sizes["draw"]
+    if chains == 1:
+        return 1.0
+    sizes = [
+        convergence.ess(block.T.reshape(chains, draws, -1), "mean")
+        for variable in posterior.data_vars.values()
+        for _, block in read_blocks(variable.transpose("chain", "draw", ...), _READ_BYTES)
+    ]
+    known = [x for block in sizes for x in block if np.isfinite(x)]
+    return float(np.mean(known)) / (chains * draws) if known else 1.0
+
+
+def good_k(draws: int) -> float:
+    """Up to this k, S draws give reliable estimates (Vehtari et al. 2024)."""
+    return float(min(1 - 1 / np.log10(draws), 0.7))
+
+
+class Scores(NamedTuple):
+    """Leave-one-out densities of n observations from S draws.
+
+    Attributes:
+        elpd_i, lpd_i: log predictive density without and with the observation, shape (n,).
+        k: Pareto k, shape (n,).
+        constant, off: whether the log likelihood is the same, or zero, at all draws, shape (n,).
+        good_k: up to this k the densities can be trusted.
+        weights: normalised importance weights, shape (n, S), or None if they were not asked for.
+    """
+
+    elpd_i: np.ndarray
+    lpd_i: np.ndarray
+    k: np.ndarray
+    constant: np.ndarray
+    off: np.ndarray
+    good_k: float
+    weights: np.ndarray | None
+
+    @property
+    def n(self) -> int:
+        """The number of observations that are not switched off."""
+        return int((~self.off).sum())
+
+    @property
+    def elpd(self) -> float:
+        """Expected log pointwise predictive density."""
+        return float(self.elpd_i.sum())
+
+    @property
+    def se(self) -> float:
+        """Standard error of `elpd` over observations; NaN for a single one."""
+        return float(np.sqrt(self.n * self.elpd_i[~self.off].var(ddof=1))) if self.n > 1 else np.nan
+
+    @property
+    def p(self) -> float:
+        """Effective number of parameters."""
+        return float((self.lpd_i - self.elpd_i).sum())
+
+    def worst_first(self) -> list[int]:
+        """Numbers of the observations that cannot be trusted, the largest k first."""
+        return [int(i) for i in np.argsort(-self.k) if self.k[i] > self.good_k]
+
+
+def scores_of(
+    blocks: Iterable[tuple[int, np.ndarray]],
+    size: int,
+    draws: int,
+    r_eff: float = 1.0,
+    *,
+    keep_weights: bool = False,
+) -> Scores:
+    """Leave-one-out densities from finite log likelihoods.
+
+    Args:
+        blocks: (the first observation's number, array (observation, draw)), which together hold
+            every observation once.
+        size, draws: numbers n of observations and S of draws.
+        r_eff: relative efficiency of the draws.
+        keep_weights: whether to return the n S importance weights, too.
+
+    Source: Vehtari, Gelman, Gabry (2017), Statistics and Computing 27.
+    """
+    elpd, lpd, k = (np.empty(size) for _ in range(3))
+    constant, off = (np.empty(size, bool) for _ in range(2))
+    weights = np.empty((size, draws)) if keep_weights else None
+    step = max(1, _SMOOTHED_BYTES // (8 * draws))
+    for first, block in blocks:
+        for begin in range(0, len(block), step):
+            ll = np.ascontiguousarray(block[begin : begin + step], dtype=np.float64)
+            at = slice(first + begin, first + begin + len(ll))
+            log_weights, k[at] = convergence.psis(-ll, r_eff)
+            elpd[at] = logsumexp(log_weights + ll, axis=1)
+            lpd[at] = logsumexp(ll, axis=1) - np.log(draws)
+            constant[at] = np.ptp(ll, axis=1) == 0
+            off[at] = constant[at] & (ll[:, 0] == 0)
+            if weights is not None:
+                weights[at] = np.exp(log_weights)
+    return Scores(elpd, lpd, k, constant, off, good_k(draws), weights)
 
 
 def observation_label(like: xarray.DataArray, index: int) -> str:

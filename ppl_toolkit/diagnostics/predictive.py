@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ppl_toolkit import convergence
 from ppl_toolkit.diagnostics import drawing as draw
 from ppl_toolkit.diagnostics import ecdf, measures
-from ppl_toolkit.diagnostics.markup import Section, figure, grid, paragraph, safe, table
+from ppl_toolkit.diagnostics.markup import Section, anchor, figure, grid, paragraph, safe, table
+from ppl_toolkit.diagnostics.pointwise import LEAST_DRAWS, Scores, relative_efficiency, scores_of
 from ppl_toolkit.diagnostics.view import View
 
 if TYPE_CHECKING:
@@ -28,9 +28,7 @@ _MOST_BARS = 40
 _MOST_RANKS = 1000  # the exact band costs their square
 _LEAST_RANKS = 8  # the band of fewer is no help
 _POINTS = 40
-_MOST_ELEMENTS = 1 << 24  # of predictions held in memory at once
 _MOST_SCORES = 1 << 27  # of log likelihoods
-_LEAST_DRAWS = 25
 _VERY_BAD_K = 1.0
 _MOST_LISTED = 10
 
@@ -58,22 +56,12 @@ def _has_draws(group: xarray.Dataset) -> bool:
     return bool(group.sizes.get("chain", 0) * group.sizes.get("draw", 0))
 
 
-def _flat(drawn: xarray.DataArray, like: xarray.DataArray) -> _Array | None:
-    """Predictions as (draw, observation), thinned to what memory bears; None if shapes differ."""
-    own = [d for d in drawn.dims if d not in ("chain", "draw")]
-    if [drawn.sizes[d] for d in own] != list(like.shape):
-        return None
-    step = max(1, -(-drawn.size // _MOST_ELEMENTS))
-    some = drawn.transpose("chain", "draw", ...)[:, ::step]
-    return np.asarray(some, dtype=float).reshape(some.shape[0] * some.shape[1], -1)
-
-
 # -- predictive checks --------------------------------------------------------------------------
 
 
 def _checks(name: str, observed: xarray.DataArray, drawn: xarray.DataArray, group: str) -> str:
     y = np.asarray(observed, dtype=float).ravel()
-    predicted = _flat(drawn, observed)
+    predicted = measures.flat_predictions(drawn, observed)
     seen = np.isfinite(y)
     if predicted is None or not seen.any() or not np.isfinite(predicted).any():
         return ""
@@ -237,28 +225,14 @@ def _statistic(name: str, which: str, y: _Array, predicted: _Array) -> str:
 # -- leave-one-out ------------------------------------------------------------------------------
 
 
-def _efficiency(view: View) -> float:
-    """Relative efficiency, from all scalars of the posterior, whatever the report shows."""
-    effective = [
-        np.ravel(convergence.ess(variable.transpose("chain", "draw", ...), "mean"))
-        for variable in view.draws.data_vars.values()
-        if variable.size
-    ]
-    if not effective:
-        return 1.0
-    return measures.relative_efficiency(
-        np.concatenate(effective), view.chains, view.chains * view.count
-    )
-
-
 def _cross_validation(
     view: View, observed: xarray.Dataset | None, drawn: xarray.Dataset | None
 ) -> str:
     group = view.tree["log_likelihood"].dataset
     size = group.sizes.get("chain", 0) * group.sizes.get("draw", 0)
-    if size < _LEAST_DRAWS:
+    if size < LEAST_DRAWS:
         return ""
-    r_eff = _efficiency(view)
+    r_eff = relative_efficiency(view.draws)
     rows: list[tuple[str, ...]] = []
     figures: list[str] = []
     notes: list[str] = []
@@ -267,31 +241,31 @@ def _cross_validation(
         array = group[name].transpose("chain", "draw", ...)
         if not array.size or array.size > _MOST_SCORES:
             continue
-        scores = np.asarray(array, dtype=float).reshape(size, -1)
-        scores = scores if np.isfinite(scores).any() else scores[:, :0]
-        known = np.isfinite(scores).all(axis=0)
+        ll = np.asarray(array, dtype=float).reshape(size, -1).T
+        known = np.isfinite(ll).all(axis=1)
         if not known.any():
             continue
         predicted = _matching(str(name), observed, drawn, array)
-        found = measures.loo(scores[:, known], r_eff, keep_weights=predicted is not None)
+        found = scores_of(
+            [(0, ll[known])], int(known.sum()), size, r_eff, keep_weights=predicted is not None
+        )
         labels = [t for t, k in zip(_labels(array), known, strict=True) if k]
-        bad = found.k > found.good_k
-        if bad.any():
+        worst = found.worst_first()
+        if worst:
             fails.append((len(rows), 5))
         rows.append(
             (
                 str(name), f"{found.elpd:.1f}", f"{found.se:.1f}", f"{found.p:.1f}",
-                f"{len(found.k):,}", f"{int(bad.sum())}", f"{int((found.k > _VERY_BAD_K).sum())}",
+                f"{found.n:,}", f"{len(worst)}", f"{int((found.k > _VERY_BAD_K).sum())}",
                 draw.written(float(np.nanmax(found.k, initial=-np.inf)), 2),
             )
         )  # fmt: skip
         figures.append(_k_hats(str(name), found, labels))
         if predicted is not None and found.weights is not None:
             y, draws = predicted
-            values = measures.weighted_pit(y[known], draws[:, known], found.weights)
+            values = measures.weighted_pit(y[known], draws[:, known], found.weights.T)
             figures.append(_pit(str(name), "LOO-PIT", values))
-        if bad.any():
-            worst = [int(i) for i in np.argsort(-found.k) if bad[i]]
+        if worst:
             listed = ", ".join(labels[i] for i in worst[:_MOST_LISTED])
             more = f" and {len(worst) - _MOST_LISTED} more" if len(worst) > _MOST_LISTED else ""
             notes.append(
@@ -323,9 +297,9 @@ def _matching(
     """Observations and predictions, one for every log likelihood, or None."""
     if observed is None or drawn is None or name not in observed or name not in drawn:
         return None
-    if drawn[name].shape != scores.shape or drawn[name].size > _MOST_ELEMENTS:
+    if drawn[name].shape != scores.shape or drawn[name].size > measures.MOST_PREDICTIONS:
         return None
-    predicted = _flat(drawn[name], observed[name])
+    predicted = measures.flat_predictions(drawn[name], observed[name])
     if predicted is None:
         return None
     return np.asarray(observed[name], dtype=float).ravel(), predicted
@@ -341,7 +315,7 @@ def _labels(array: xarray.DataArray) -> list[str]:
     ]
 
 
-def _k_hats(name: str, found: measures.Loo, labels: list[str]) -> str:
+def _k_hats(name: str, found: Scores, labels: list[str]) -> str:
     n = len(found.k)
     at = np.arange(n)
     bad = found.k > found.good_k
@@ -363,8 +337,4 @@ def _k_hats(name: str, found: measures.Loo, labels: list[str]) -> str:
         where, marks, f"Pareto k-hat of {name} by observation. {text}", x_label="observation",
         y_label="k-hat",
     )  # fmt: skip
-    return figure(svg, f"k-hat: {name}", text, ident=f"k-hat-{_anchor(name)}")
-
-
-def _anchor(name: str) -> str:
-    return "".join(c if c.isalnum() else f"_{ord(c):x}_" for c in name)
+    return figure(svg, f"k-hat: {name}", text, ident=f"k-hat-{anchor(name)}")

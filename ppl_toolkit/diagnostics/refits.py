@@ -23,6 +23,7 @@ from ppl_toolkit.errors import (
 from ppl_toolkit.front_door import infer
 from ppl_toolkit.inference import method_named
 from ppl_toolkit.program import Program
+from ppl_toolkit.progress import progress_for
 
 if TYPE_CHECKING:
     import xarray
@@ -37,6 +38,7 @@ def exact_densities(
     source: PointwiseLikelihood,
     like: xarray.DataArray,
     indices: Sequence[int],
+    progress: bool | str = "auto",
 ) -> tuple[dict[int, float], list[str]]:
     """Log p(y_i | all others) of some observations, each by a refit.
 
@@ -45,31 +47,34 @@ def exact_densities(
         source: the log likelihood of the observed site, without anything left out.
         like: an array (chain, draw, ...) of its log likelihood, for shape and labels.
         indices: numbers of the observations in the flattened array.
+        progress: how their number is shown, as in `infer`.
 
     Returns:
         (Log of the mean density over the refit's draws by number; what to know about the refits).
         Observations whose refit failed, or was not begun when Ctrl-C came, are not among them.
     """
     exact: dict[int, float] = {}
+    if not indices:
+        return exact, []
     notes, troubled, noisy = [], [], []
-    for index in indices:
-        label = observation_label(like, index)
-        try:
-            new = refit_without(tree, source.program, source.site, like.shape[2:], index)
-        except (InitializationError, SamplingError) as error:
-            notes.append(f"the refit without {label} failed: {error}")
-            continue
-        except KeyboardInterrupt:
-            notes.append(f"interrupted after {len(exact)} of {len(indices)} refits.")
-            break
-        ll = source.one(source.draws_of(new), index)
-        exact[index] = float(logsumexp(ll) - np.log(ll.size))
-        # An observation far from what the others predict has its density from a few draws only.
-        density = np.exp(ll - ll.max()).reshape(new["posterior"].sizes["chain"], -1)
-        if convergence.mcse(density) > _LARGE_ERROR * density.mean():
-            noisy.append(label)
-        if kinds := sorted({finding.kind for finding in findings(new)}):
-            troubled.append(f"{label} ({', '.join(kinds)})")
+    with progress_for(progress, "leave-one-out refits", 0, 0, len(indices)) as shown:
+        for count, index in enumerate(indices, start=1):
+            label = observation_label(like, index)
+            try:
+                new = refit_without(tree, source.program, source.site, like.shape[2:], index)
+            except (InitializationError, SamplingError) as error:
+                notes.append(f"the refit without {label} failed: {error}")
+            except KeyboardInterrupt:
+                notes.append(f"interrupted after {len(exact)} of {len(indices)} refits.")
+                break
+            else:
+                ll = source.one(source.draws_of(new), index)
+                exact[index] = float(logsumexp(ll) - np.log(ll.size))
+                if _is_noisy(ll.reshape(new["posterior"].sizes["chain"], -1)):
+                    noisy.append(label)
+                if kinds := sorted({finding.kind for finding in findings(new)}):
+                    troubled.append(f"{label} ({', '.join(kinds)})")
+            shown.update(count, {})
     if troubled:
         notes.append(
             f"{len(troubled)} of {len(exact)} refits had findings: {listed(troubled)}. Draw more, "
@@ -82,6 +87,15 @@ def exact_densities(
             "model with heavier tails."
         )
     return exact, notes
+
+
+def _is_noisy(ll: np.ndarray) -> bool:
+    """Whether a mean density has a large error; ``ll`` holds its logs by chain and draw.
+
+    An observation far from what the others predict has its density from a few draws only.
+    """
+    density = np.exp(ll - ll.max())
+    return bool(convergence.mcse(density) > _LARGE_ERROR * density.mean())
 
 
 def refit_without(

@@ -11,8 +11,9 @@ from numpy.typing import NDArray
 from ppl_toolkit import convergence
 from ppl_toolkit.diagnostics import drawing as draw
 from ppl_toolkit.diagnostics import measures
+from ppl_toolkit.diagnostics.findings import BFMI
 from ppl_toolkit.diagnostics.markup import Section, figure, grid, paragraph, table
-from ppl_toolkit.diagnostics.view import BFMI, View
+from ppl_toolkit.diagnostics.view import View
 
 if TYPE_CHECKING:
     import xarray

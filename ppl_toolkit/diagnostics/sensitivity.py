@@ -6,8 +6,7 @@ sensitivity with power-scaling, Statistics and Computing 34; computed by ArviZ.
 
 from __future__ import annotations
 
-import contextlib
-import io
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -20,9 +19,9 @@ if TYPE_CHECKING:
     import pandas
     import xarray
 
-__all__ = ["sensitivity", "sensitivity_findings"]
+__all__ = ["SENSITIVE", "sensitivity", "sensitivity_findings"]
 
-_ALARM = 0.05
+SENSITIVE = 0.05
 _MOST_SITES = 5
 
 
@@ -65,14 +64,19 @@ def sensitivity(
         raise SiteError(f"no sites {unknown} in this result; it has {known}.")
     import arviz
 
-    with contextlib.redirect_stdout(io.StringIO()):  # advice that `sensitivity_findings` gives
+    logger = logging.getLogger("arviz_stats.psense")  # the advice of `sensitivity_findings`
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
         table = arviz.psense_summary(tree, var_names=names or None, round_to=6)
+    finally:
+        logger.setLevel(level)
     return table[["prior", "likelihood"]].astype(float)
 
 
 def sensitivity_findings(table: pandas.DataFrame) -> list[Finding]:
     """The findings of a table of `sensitivity`."""
-    prior, likelihood = table["prior"] > _ALARM, table["likelihood"] > _ALARM
+    prior, likelihood = table["prior"] > SENSITIVE, table["likelihood"] > SENSITIVE
     found = []
     for kind, which, message, remedy in (
         (

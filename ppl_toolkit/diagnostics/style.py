@@ -77,6 +77,7 @@ a:focus-visible,button:focus-visible,input:focus-visible,summary:focus-visible,
 code,pre{font:.875rem/1.5 ui-monospace,SFMono-Regular,Menlo,Consolas,monospace}
 pre{background:var(--soft);padding:.8rem 1rem;border-radius:6px;white-space:pre-wrap;
 overflow-wrap:anywhere;margin:.5rem 0}
+pre.code{white-space:pre;overflow:auto}
 nav ul{list-style:none;margin:.8rem 0 0;padding:0;display:flex;flex-wrap:wrap;gap:.1rem 1.1rem}
 nav a{display:inline-block;padding:.3rem 0}
 .verdict{margin:1.2rem 0 0;padding:.9rem 1.1rem;border-left:6px solid var(--tone);
@@ -143,6 +144,7 @@ figure svg{display:block;overflow:hidden;width:100%;max-width:26rem;height:auto;
 .two{grid-template-columns:repeat(auto-fill,minmax(min(100%,22rem),1fr))}
 .two svg{max-width:30rem}
 .top svg{margin-top:0}
+section>ul{max-width:58rem}
 details{margin:.3rem 0}
 summary{cursor:pointer;padding:.35rem 0;font-weight:600}
 svg text{font:11px system-ui,-apple-system,"Segoe UI",sans-serif;fill:var(--mute);
@@ -160,6 +162,14 @@ svg .fill{fill:var(--c);fill-opacity:.28}
 svg .solid{fill:var(--c);fill-opacity:.75}
 svg .dots{stroke:var(--c);stroke-linecap:round;stroke-width:2.4}
 svg .big{stroke-width:5.5}
+svg.graph{display:block;width:auto;max-width:none;height:auto}
+.plate{padding:.6rem}
+svg .node{fill:var(--paper);stroke:var(--c0);stroke-width:1.3}
+svg .node.seen{fill:var(--soft);stroke:var(--ink)}
+svg .node.dash1,svg .node.dash2{stroke:var(--mute)}
+svg .name{fill:var(--ink);font-weight:600}
+svg .mute-line{--c:var(--plain)}
+svg .head{fill:var(--plain)}
 .bad{--c:var(--bad)}.ink{--c:var(--ink)}.plain{--c:var(--plain)}
 .dash1{stroke-dasharray:6 2}.dash2{stroke-dasharray:2 2}.dash3{stroke-dasharray:8 2 2 2}
 .dash4{stroke-dasharray:4 4}.dash5{stroke-dasharray:1 3}
@@ -171,7 +181,8 @@ footer{margin-top:3rem;padding-bottom:3rem;font-size:.875rem;color:var(--mute)}
 header,main,footer{padding-left:.75rem;padding-right:.75rem}
 th,td{padding:.3rem .5rem}tbody th{max-width:9.5rem}.verdict{padding:.8rem}}
 @media print{body{font-size:10.5pt}nav,.find,.skip{display:none}
-.wide{overflow:visible;max-height:none;border:0}table{font-size:8pt}
+.wide{overflow:visible;max-height:none;border:0}pre.code{white-space:pre-wrap}table{font-size:8pt}
+svg.graph{max-width:100%}
 thead th,tbody th{position:static}th button::after{content:""}
 figure,tr,li{break-inside:avoid}h2,h3{break-after:avoid}
 .panels{grid-template-columns:repeat(4,1fr);gap:.7rem}.two{grid-template-columns:repeat(2,1fr)}

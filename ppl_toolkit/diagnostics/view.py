@@ -3,25 +3,21 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ppl_toolkit.diagnostics.findings import Finding, findings
+from ppl_toolkit.diagnostics.findings import ESS_PER_CHAIN, R_HAT, Finding, findings
 from ppl_toolkit.results import posterior_group, scalar_labels, stats_group, summary
 
 if TYPE_CHECKING:
     import pandas
     import xarray
 
-__all__ = ["BFMI", "ESS_PER_CHAIN", "R_HAT", "View", "view"]
-
-# The thresholds of the findings.
-R_HAT = 1.01
-ESS_PER_CHAIN = 100
-BFMI = 0.3
+__all__ = ["View", "view"]
 
 _COLUMNS = ("mean", "sd", "eti89_lb", "eti89_ub", "ess_bulk", "ess_tail", "r_hat", "mcse_mean",
             "mcse_sd")  # fmt: skip
@@ -87,6 +83,33 @@ class View:
         """An attribute of the run, or None."""
         value = self.tree.attrs.get(name)
         return None if value is None or value == "" else value
+
+    @property
+    def trans_dimensional(self) -> dict[str, str]:
+        """Plates whose number of active elements is unknown, with the site of that number."""
+        try:
+            found = json.loads(self.attribute("trans_dimensional") or "{}")
+        except (ValueError, TypeError):
+            return {}
+        return found if isinstance(found, dict) else {}
+
+    @property
+    def ragged(self) -> list[str]:
+        """Sites over such plates: their inactive elements are NaN."""
+        plates = set(self.trans_dimensional)
+        return [str(n) for n, v in self.draws.data_vars.items() if plates & set(v.dims)]
+
+    def without(self, names: Sequence[str]) -> View:
+        """The view of the other sites."""
+        keep = [i for i, site in enumerate(self.sites) if site not in names]
+        if len(keep) == len(self.sites):
+            return self
+        return dataclasses.replace(
+            self,
+            table=self.table.iloc[keep],
+            sites=[self.sites[i] for i in keep],
+            places=[self.places[i] for i in keep],
+        )
 
     def scalar(self, row: int) -> NDArray[np.float64]:
         """The draws of a row of the table, shape (chain, draw)."""

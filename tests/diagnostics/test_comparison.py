@@ -19,8 +19,10 @@ from scipy.special import logsumexp
 
 import ppl_toolkit as ppl
 from ppl_toolkit import convergence
-from ppl_toolkit.diagnostics import leave_one_out, refits
+from ppl_toolkit.diagnostics import leave_one_out, pointwise, refits
 from ppl_toolkit.diagnostics.leave_one_out import khat_finding
+from ppl_toolkit.diagnostics.page import html
+from ppl_toolkit.diagnostics.pointwise import scores_of
 from ppl_toolkit.errors import (
     DataError,
     InferenceWarning,
@@ -29,6 +31,7 @@ from ppl_toolkit.errors import (
     SamplingError,
     SiteError,
 )
+from ppl_toolkit.progress import Quiet
 
 compilations: list[str] = []
 jax.monitoring.register_event_duration_secs_listener(
@@ -167,24 +170,54 @@ def exact_conjugate(y):
     return stats.norm.logpdf(y, mean, np.sqrt(1 + 1 / precision))
 
 
-def test_conjugate_normal():
-    """Each density and their sum within 4 Monte Carlo standard errors of the closed form.
+Y20 = np.random.default_rng(5).normal(0.5, 1.0, 20)
 
-    By the union bound a right implementation fails for at most 21 * 6.3e-5 = 0.13% of the seeds.
-    """
-    y = np.random.default_rng(5).normal(0.5, 1.0, 20)
-    tree = run(conjugate, y, seed=3)
-    found = ppl.loo(tree, conjugate, y)
-    m = np.asarray(tree["posterior"]["m"])[..., None]
-    weights = 1 / stats.norm.pdf(y, m, 1.0)
-    weights /= weights.mean(axis=(0, 1))  # elpd_i = -log mean weight, by the delta method:
-    errors = np.asarray(found.elpd_i) - exact_conjugate(y)
-    assert (np.abs(errors) < 4 * convergence.mcse(weights)).all()
-    assert abs(errors.sum()) < 4 * convergence.mcse(weights.sum(axis=-1))
+
+def conjugate_z_scores(seed):
+    """Errors of the 20 densities and of their sum, in Monte Carlo standard errors."""
+    tree = run(conjugate, Y20, seed=seed)
+    found = ppl.loo(tree, conjugate, Y20)
     assert (found.pareto_k < 0.5).all()
     assert found.failed == ()
     assert found.warning == ""
     assert khat_finding(found) is None
+    m = np.asarray(tree["posterior"]["m"])[..., None]
+    weights = 1 / stats.norm.pdf(Y20, m, 1.0)
+    weights /= weights.mean(axis=(0, 1))  # elpd_i = -log mean weight, by the delta method:
+    errors = np.asarray(found.elpd_i) - exact_conjugate(Y20)
+    mcse = convergence.mcse(weights)
+    return np.append(errors / mcse, errors.sum() / convergence.mcse(weights.sum(axis=-1)))
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_conjugate_normal(seed):
+    """Each density and their sum within 3 Monte Carlo standard errors of the closed form.
+
+    A right implementation fails for at most 21 * 0.27% = 5.7% of the seeds, by the union bound.
+    The 21 errors are nearly functions of two numbers, the mean and the variance of the draws, so
+    it is less: 2.4% of 500 other seeds, or 11% for one of these five.
+    """
+    assert (np.abs(conjugate_z_scores(seed)) < 3).all()
+
+
+def test_the_monte_carlo_errors_are_of_the_right_size():
+    """The root mean square of the z scores is near 1: neither too small an error nor too large.
+
+    Over 500 other seeds it is 1.02. The band holds for all but 0.06% of sets of 40 seeds (by the
+    bootstrap from those 500). With these seeds, errors twice or half as large leave it.
+    """
+    z = np.array([conjugate_z_scores(seed) for seed in range(40)])
+    assert 0.7 < np.sqrt(np.mean(z**2)) < 1.4
+
+
+def test_weights_leave_one_out():
+    """The weights behind LOO-PIT are normalised, and give elpd_i as a weighted mean."""
+    rng = np.random.default_rng(2)
+    ll = stats.norm.logpdf(rng.normal(size=7)[:, None], rng.normal(size=1000))
+    found = scores_of([(0, ll[:4]), (4, ll[4:])], 7, 1000, keep_weights=True)
+    np.testing.assert_allclose(found.weights.sum(axis=1), 1.0)
+    np.testing.assert_allclose(np.log((found.weights * np.exp(ll)).sum(axis=1)), found.elpd_i)
+    assert scores_of([(0, ll)], 7, 1000).weights is None
 
 
 def test_few_values_of_a_discrete_site():
@@ -385,6 +418,9 @@ def test_what_a_mask_switches_off_is_not_counted():
     np.testing.assert_allclose(found.se, np.sqrt(4 * of_others.var(ddof=1)))
     table = ppl.compare({"a": found, "b": found})
     assert table["elpd_diff"].tolist() == [0, 0]
+    page = html(quiet(ppl.log_likelihood, tree, half_masked, y))
+    row = (f"{found.elpd:.1f}", f"{found.se:.1f}", f"{found.p:.1f}", "4", "0", "0")
+    assert "".join(f"<td>{cell}</td>" for cell in row) in page
 
 
 def test_refits_with_findings_are_reported(schools):
@@ -392,7 +428,7 @@ def test_refits_with_findings_are_reported(schools):
     with pytest.MonkeyPatch.context() as patch:
         finding = ppl.diagnostics.Finding("divergences", "warning", (), 3.0, "", "")
         patch.setattr(refits, "findings", lambda tree: [finding])
-        patch.setattr(leave_one_out, "_good_k", lambda draws: 0.5)  # more bad ones
+        patch.setattr(pointwise, "good_k", lambda draws: 0.5)  # more bad ones
         found = quiet(ppl.loo, schools, eight_schools, ERRORS, y=EFFECTS, refit=True)
     count = len(found.refitted)
     assert 0 < count < 8
@@ -438,6 +474,79 @@ def test_ctrl_c_ends_the_refits_and_keeps_the_rest(outlier, monkeypatch):
     found = quiet(ppl.loo, outlier, effects, Y, refit=True)
     assert found.refitted == ()
     assert "interrupted after 0 of" in found.warning
+
+
+@pytest.fixture
+def refitted(monkeypatch):
+    """Numbers of the observations that refits left out, in their order."""
+    real, numbers = refits.refit_without, []
+
+    def counted(tree, program, site, shape, index):
+        numbers.append(index)
+        return real(tree, program, site, shape, index)
+
+    monkeypatch.setattr(refits, "refit_without", counted)
+    return numbers
+
+
+@pytest.mark.parametrize("most", [0, 1, 2, 50])
+def test_the_number_of_refits_has_a_limit(outlier, refitted, most):
+    """The largest k come first; the others stay as they were and count as failed."""
+    smoothed = quiet(ppl.loo, outlier, effects, Y)
+    worst = [int(i) for i in np.argsort(-smoothed.pareto_k.values)]
+    bad = worst[: len(smoothed.failed)]
+    assert len(bad) > 2
+    count = min(most, len(bad))
+    found = quiet(ppl.loo, outlier, effects, Y, refit=most)
+    assert refitted == bad[:most]
+    assert found.refitted == smoothed.failed[:most]
+    assert found.failed == smoothed.failed[most:]
+    left = np.setdiff1d(range(6), bad[:most])
+    np.testing.assert_array_equal(found.elpd_i[left], smoothed.elpd_i[left])
+    assert (found.elpd_i[bad[:most]] != smoothed.elpd_i[bad[:most]]).all()
+    note = f"refit={most}: {len(bad) - count} of {len(bad)} observations with a k too large were"
+    assert (note in found.warning) == (0 < most < len(bad))
+    if found.failed:
+        assert khat_finding(found).number == smoothed.pareto_k[worst[count]]
+
+
+@pytest.mark.parametrize("value", [-1, "yes", 1.5, None])
+def test_bad_numbers_of_refits(outlier, value):
+    before = len(compilations)
+    with pytest.raises(OptionError, match=f"refit must be True, False .* got {value!r}"):
+        ppl.loo(outlier, effects, Y + 0.0, refit=value)
+    assert compilations[before:] == []
+
+
+def test_refits_show_their_progress(outlier, refitted, capsys):
+    with pytest.raises(OptionError, match="progress must be"):
+        ppl.loo(outlier, effects, Y, progress="loud")
+    quiet(ppl.loo, outlier, effects, Y, refit=2, progress="lines")
+    assert "leave-one-out refits: 2/2" in capsys.readouterr().err
+    quiet(ppl.loo, outlier, effects, Y, refit=2)  # lines where there is no terminal
+    assert "leave-one-out refits: 2/2" in capsys.readouterr().err
+    quiet(ppl.loo, outlier, effects, Y, refit=2, progress=False)
+    quiet(ppl.loo, outlier, effects, Y, progress="lines")
+    assert capsys.readouterr().err == ""
+    assert len(refitted) == 6
+
+
+def test_every_refit_is_a_step_of_the_progress(outlier, monkeypatch):
+    """Failed ones, too."""
+    steps = []
+
+    class Steps(Quiet):
+        def update(self, iteration, stats):
+            steps.append(iteration)
+
+    def fails(*_):
+        raise SamplingError("no luck")
+
+    monkeypatch.setattr(refits, "refit_without", fails)
+    monkeypatch.setattr(refits, "progress_for", lambda *_: Steps())
+    found = quiet(ppl.loo, outlier, effects, Y, refit=2)
+    assert steps == [1, 2]
+    assert found.refitted == ()
 
 
 # --- memory -------------------------------------------------------------------------------------
@@ -569,8 +678,9 @@ def test_several_observed_sites():
 def test_bad_calls(schools):
     with pytest.raises(DataError, match="no group log_likelihood"):
         ppl.loo(schools)
-    with pytest.raises(OptionError, match="refit=True needs the model"):
-        ppl.loo(schools, refit=True)
+    for refit in (True, 3):
+        with pytest.raises(OptionError, match=f"refit={refit} needs the model"):
+            ppl.loo(schools, refit=refit)
     with pytest.raises(OptionError, match=r"\['y'\] but no model"):
         ppl.loo(schools, y=EFFECTS)
     with pytest.raises(DataError, match="not the data of the run"):

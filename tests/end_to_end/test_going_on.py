@@ -13,6 +13,7 @@ from numpyro.contrib.control_flow import cond
 from test_stores import quiet
 
 import ppl_toolkit as ppl
+import ppl_toolkit.runner
 from ppl_toolkit.errors import (
     CheckpointError,
     DataError,
@@ -47,6 +48,34 @@ def test_every_method_is_extended_and_resumed(what, tmp_path):
     ):
         for name, values in whole[group].data_vars.items():
             np.testing.assert_array_equal(again[group][name], values)
+
+
+@pytest.mark.parametrize("init", [None, "prior"])
+def test_superchains_share_their_starts_and_nothing_else(init, tmp_path):
+    """Chains of a superchain are alike at the first state and differ in the first draw."""
+    starts, engine_init = [], ppl_toolkit.runner._Unit.init
+
+    def recorded(unit, *args):
+        engine_init(unit, *args)
+        starts.append((unit.chains, unit.host_state().point.position))
+
+    options = {"chains": 6, "superchains": 2, "warmup": 10, "threads": 1, "lanes": 3, "init": init}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ppl_toolkit.runner._Unit, "init", recorded)
+        tree = quiet(ppl.infer, conjugate, Y, draws=30, **options)
+    first, second = (position for _, position in sorted(starts))
+    assert np.unique(first).size == np.unique(second).size == 1
+    assert first[0] != second[0]
+    draws = tree["posterior"]["m"]
+    assert np.unique(draws[:, 0]).size == 6
+    assert tree.attrs["superchains"] == 2
+    store = tmp_path / "run.zarr"
+    part = quiet(ppl.infer, conjugate, Y, draws=20, store=store, **options)
+    extended = quiet(ppl.extend, part, conjugate, Y, draws=10)
+    resumed = quiet(ppl.infer, conjugate, Y, draws=30, resume=store)
+    for again in (extended, resumed):
+        np.testing.assert_array_equal(again["posterior"]["m"], draws)
+        assert again.attrs["superchains"] == 2
 
 
 @dataclasses.dataclass(frozen=True)

@@ -74,6 +74,7 @@ class TestResume:
             {"seed": 0},
             {"warmup": 31},
             {"lanes": 2},
+            {"superchains": 2},
             {"precision": "float32"},
         ],
         ids=str,
