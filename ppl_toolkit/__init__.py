@@ -30,10 +30,13 @@ _HOME = {
     "sensitivity": "diagnostics.sensitivity",
     "loo": "diagnostics.leave_one_out",
     "compare": "diagnostics.comparison",
+    "check": "diagnostics.validity",
     "HMC": "inference.hmc",
     "NUTS": "inference.hmc",
     "Prior": "inference.prior",
     "Enumeration": "inference.enumeration",
+    "MCMC": "inference.mcmc",
+    "SMC": "inference.smc",
 }
 _ROOMS = ("convergence", "diagnostics", "errors", "inference")
 
@@ -49,11 +52,14 @@ if TYPE_CHECKING:
     from ppl_toolkit.diagnostics.leave_one_out import loo
     from ppl_toolkit.diagnostics.report import report
     from ppl_toolkit.diagnostics.sensitivity import sensitivity
+    from ppl_toolkit.diagnostics.validity import check
     from ppl_toolkit.files import load, save
     from ppl_toolkit.front_door import extend, infer
     from ppl_toolkit.inference.enumeration import Enumeration
     from ppl_toolkit.inference.hmc import HMC, NUTS
+    from ppl_toolkit.inference.mcmc import MCMC
     from ppl_toolkit.inference.prior import Prior
+    from ppl_toolkit.inference.smc import SMC
     from ppl_toolkit.predictions import log_likelihood, predict
     from ppl_toolkit.program import Program
     from ppl_toolkit.results import summary

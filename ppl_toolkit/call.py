@@ -20,6 +20,7 @@ from ppl_toolkit.errors import InitializationError, SamplingError
 from ppl_toolkit.program import Program
 from ppl_toolkit.progress import progress_for
 from ppl_toolkit.runner import Engine, MemorySink, Outcome, Run
+from ppl_toolkit.sites import variable_name
 from ppl_toolkit.starts import start_numbers
 from ppl_toolkit.store import ZarrSink, require_free
 
@@ -244,6 +245,12 @@ def _attributes(
         "model_sites": json.dumps(model_sites(program)),
         "model_source": model_source(program.model),
     }
+    if program.layout.plates:
+        numbers = {plate.name: plate.number for plate in program.layout.plates}
+        attributes["trans_dimensional"] = json.dumps(
+            {variable_name(plate): variable_name(site) for plate, site in numbers.items()}
+        )
+    attributes |= getattr(call.method, "attributes", dict)()
     if program.parameters:
         attributes["fixed_parameters"] = ", ".join(program.parameters)
     if program.arguments.narrowed:

@@ -435,7 +435,13 @@ def _stored_method(method: Any, was: Mapping[str, Any]) -> tuple[Any, str]:
         raise CheckpointError(
             f"the earlier run used a method of your own, {was['method']}; pass it: method=..."
         ) from None
-    return known(**json.loads(was["method_options"])), was["method_reason"]
+    try:
+        return known(**json.loads(was["method_options"])), was["method_reason"]
+    except (OptionError, TypeError):
+        raise CheckpointError(
+            f"the earlier run used {was['method']} with parts of your own; pass the same method "
+            f"again: method={was['method']}(...). Its options were {was['method_options']}."
+        ) from None
 
 
 def _refuse_changes(was: Mapping[str, Any], options: _Options) -> None:

@@ -120,7 +120,8 @@ def _latent_draws(
                 f"site {site.name!r} has shape {shape} in the result but {site.shape} "
                 f"with these arguments. To draw it anew for new groups: resample=[{site.name!r}]."
             )
-        values[site.name] = value.astype(site.dtype)
+        there = np.nan_to_num(value) if site.name in program.layout.sites else value
+        values[site.name] = there.astype(site.dtype)  # anything where there is no element
     return values
 
 
@@ -277,8 +278,8 @@ def log_likelihood(
             "this model computes something else than the one of the run (its hash differs), so its "
             "log likelihood would mean nothing."
         )
-    if program.marginalised:
-        names = [site.name for site in program.discrete]
+    there = tree[posterior_group(tree)].dataset
+    if names := [s.name for s in program.discrete if s.variable not in there]:
         raise MethodError(
             f"sites {names} were summed out together, so there is no log likelihood for every "
             "observation alone. Write the sum into the model: "

@@ -21,6 +21,7 @@ import numpy as np
 from numpyro import handlers
 from numpyro.distributions import biject_to
 
+from ppl_toolkit import positions
 from ppl_toolkit.arguments import Arguments
 from ppl_toolkit.errors import (
     DataBakedWarning,
@@ -32,9 +33,11 @@ from ppl_toolkit.errors import (
 )
 from ppl_toolkit.executables import evaluate
 from ppl_toolkit.fingerprint import fingerprint
+from ppl_toolkit.layout import Layout, active_elements, mark_of, read_layout
 from ppl_toolkit.replay import (
     alone,
     at_unconstrained,
+    filled,
     is_auxiliary,
     log_prob,
     redrawn,
@@ -79,6 +82,7 @@ class Program:
         data: the array arguments (followed by fixed subsample indices).
         baked: True when data had to be constants of the compiled program.
         parameters: numpyro.param sites, which stay at their initial values.
+        layout: the masked plates and cases, whose elements are there only sometimes.
 
     Raises:
         ModelError: the model fails or has no sites.
@@ -168,10 +172,14 @@ class Program:
             handled = handlers.substitute(handled, data=indices)
         handled(*args, **kwargs)
 
-    def _trace(self, data: Sequence[Any], key: Any, *wrappers: Callable) -> dict[str, Any]:
+    def trace(
+        self, data: Sequence[Any], *wrappers: Callable, key: Any | None = None
+    ) -> dict[str, Any]:
+        """The messages of all sites of one run of the model inside handlers."""
         model = self.model
         for wrapper in wrappers:
             model = wrapper(model)
+        key = _fixed_key() if key is None else key
         return traced_run(lambda: self._call(data, key, model))
 
     # -- discovery -------------------------------------------------------------------------
@@ -180,9 +188,10 @@ class Program:
         sites: dict[str, Site] = {}
         subsamples: dict[str, tuple[int, int]] = {}
         parameters: list[str] = []
+        layouts: list[Layout] = []
 
         def run(data: tuple) -> None:
-            trace = self._trace(data, _fixed_key(), with_improper_sites)
+            trace = self.trace(data, with_improper_sites)
             offset = 0
             for name, message in trace.items():
                 if message["type"] == "plate":
@@ -197,6 +206,7 @@ class Program:
                 if site is not None:
                     sites[name] = site
                     offset += site.unconstrained_size if site.offset >= 0 else 0
+            layouts.append(read_layout(trace))
 
         try:
             jax.eval_shape(run, self.data)
@@ -218,6 +228,7 @@ class Program:
                 raise DataError(f"arguments {empty} are empty: there is no data. {seen}") from None
             raise ModelError(seen) from None
         check_labels(sites)
+        self.layout = layouts[-1]
         # LocScaleReparam's own parameter: any value leaves the posterior as it is.
         centring = {f"{name.removesuffix('_decentered')}_centered" for name in sites}
         self.parameters = tuple(name for name in parameters if name not in centring)
@@ -230,7 +241,7 @@ class Program:
         return sites
 
     def _check_data(self, sites: dict[str, Site]) -> None:
-        masked = any(site.masked for site in sites.values())
+        masked = any(s.masked and s.name not in self.layout.sites for s in sites.values())
         for name, array in zip(self.arguments.names, self.arguments.arrays, strict=True):
             if array.dtype.kind == "f" and not masked and np.isnan(array).any():
                 flags = np.isnan(array)
@@ -298,7 +309,7 @@ class Program:
             return {}
 
         def values(key: Any, data: Sequence[Any]) -> list[Any]:
-            trace = self._trace(data, key, with_improper_sites)
+            trace = self.trace(data, with_improper_sites, key=key)
             return [trace[name]["value"] for name in names]
 
         with self.context():
@@ -346,11 +357,11 @@ class Program:
 
     # -- scores ----------------------------------------------------------------------------
 
-    def _scores(
+    def scores(
         self, data: Sequence[Any], *wrappers: Callable
     ) -> tuple[dict[str, Any], dict[str, Any]]:
         """Elementwise log probability of every sample site, and the trace they come from."""
-        trace = self._trace(data, _fixed_key(), *wrappers)
+        trace = self.trace(data, *wrappers)
         scores = {
             name: log_prob(message)
             for name, message in trace.items()
@@ -374,7 +385,7 @@ class Program:
         if self.marginalised:
             return self._marginal_log_density(position, data)
         self._require_continuous()
-        scores, _ = self._scores(data, self._at(position))
+        scores, _ = self.scores(data, self._at(position))
         return sum((jnp.sum(score) for score in scores.values()), start=0.0)
 
     def _marginal_log_density(self, position: Any, data: Sequence[Any]) -> Any:
@@ -392,23 +403,24 @@ class Program:
     def log_prior(self, position: Any, data: Sequence[Any]) -> dict[str, Any]:
         """Elementwise log prior density of every latent site, on the constrained space."""
         self._require_continuous()
-        scores, _ = self._scores(data, self._at(position))
+        scores, _ = self.scores(data, self._at(position))
         return {s.name: scores[s.name] for s in self.latent}
 
     def log_likelihood(self, position: Any, data: Sequence[Any]) -> dict[str, Any]:
         """Pointwise log likelihood by observed site (plate scales and masks applied)."""
         self._require_continuous()
-        scores, _ = self._scores(data, self._at(position))
+        scores, _ = self.scores(data, self._at(position))
         return {s.name: scores[s.name] for s in self.observed}
 
     def log_joint(self, values: Mapping[str, Any], data: Sequence[Any]) -> Any:
         """Log joint density at constrained ``values`` of all latent sites (no Jacobian)."""
-        scores, _ = self._scores(data, functools.partial(handlers.substitute, data=dict(values)))
+        scores, _ = self.scores(data, functools.partial(handlers.substitute, data=dict(values)))
         return sum((jnp.sum(score) for score in scores.values()), start=0.0)
 
     def log_terms(self, values: Mapping[str, Any], data: Sequence[Any]) -> dict[str, Any]:
         """Elementwise log probability by site at constrained ``values`` of the latent sites."""
-        scores, _ = self._scores(data, functools.partial(handlers.substitute, data=dict(values)))
+        wrapper = functools.partial(handlers.substitute, data=dict(values))
+        scores, _ = self.scores(data, wrapper, filled)
         return {name: scores[name] for name, site in self.sites.items() if name in scores}
 
     @property
@@ -431,8 +443,8 @@ class Program:
 
     def constrain(self, position: Any, data: Sequence[Any]) -> dict[str, Any]:
         """Latent and deterministic sites at a flat unconstrained vector."""
-        trace = self._trace(data, _fixed_key(), self._at(position))
-        values = self._values(trace)
+        trace = self.trace(data, self._at(position))
+        values = self.site_values(trace)
         if not self.marginalised:
             return values
         summed_out = {site.name for site in self.discrete} | set(self._functions_of_discrete)
@@ -456,7 +468,7 @@ class Program:
     def complete(self, values: Mapping[str, Any], data: Sequence[Any]) -> dict[str, Any]:
         """Latent and deterministic sites at constrained ``values`` of the latent sites."""
         wrapper = functools.partial(handlers.substitute, data=dict(values))
-        return self._values(self._trace(data, _fixed_key(), wrapper))
+        return self.site_values(self.trace(data, wrapper, filled))
 
     def unconstrain(self, values: Mapping[str, Any], data: Sequence[Any]) -> Any:
         """The flat unconstrained vector (D,) of constrained ``values``.
@@ -468,7 +480,7 @@ class Program:
         if missing:
             raise SiteError(f"no value for sites {missing}; they need one each.")
         fixed = {site.name: values[site.name] for site in self.latent if site.name in values}
-        trace = self._trace(data, _fixed_key(), functools.partial(handlers.substitute, data=fixed))
+        trace = self.trace(data, functools.partial(handlers.substitute, data=fixed), filled)
         return self.ravel(
             {
                 site.name: biject_to(trace[site.name]["fn"].support).inv(values[site.name])
@@ -479,7 +491,7 @@ class Program:
     def prior(self, key: Any, data: Sequence[Any]) -> dict[str, Any]:
         """One draw of latent and deterministic sites from the prior."""
         self.require_proper()
-        return self._values(self._trace(data, key))
+        return self.site_values(self.trace(data, key=key))
 
     def predict(
         self,
@@ -492,19 +504,17 @@ class Program:
         """Draw every observed or new site given the latent ``values`` (site -> array).
 
         Sites that the model observes are drawn anew from their distribution. Discrete sites that
-        were summed out are drawn first: from their law given ``values`` and what is observed if
-        ``conditional``, else from the model. A series of a scan that is longer here than in
-        ``values`` is continued.
+        were summed out, and so have no value, are drawn first: from their law given ``values`` and
+        what is observed if ``conditional``, else from the model. A series of a scan that is longer
+        here than in ``values`` is continued.
         """
         key, key_discrete = jax.random.split(key)
         fixed = {name: values[name] for name in values if name in self.sites}
-        if self.marginalised and conditional:
+        summed_out = self.marginalised and any(s.name not in fixed for s in self.discrete)
+        if summed_out and conditional:
             fixed |= self._draw_discrete(key_discrete, fixed, data)
-        trace = self._trace(
-            data,
-            key,
-            redrawn,
-            functools.partial(handlers.substitute, data=fixed),
+        trace = self.trace(
+            data, redrawn, functools.partial(handlers.substitute, data=fixed), filled, key=key
         )
         return {
             name: message["value"]
@@ -527,12 +537,19 @@ class Program:
             self._call(data, key, model)
         return {site.name: trace[site.name]["value"] for site in self.discrete}
 
-    def _values(self, trace: Mapping[str, Any]) -> dict[str, Any]:
+    def site_values(self, trace: Mapping[str, Any]) -> dict[str, Any]:
+        """Values of the latent and deterministic sites of a trace; NaN where nothing is there."""
         return {
-            name: jnp.asarray(trace[name]["value"])
+            name: self._where_active(trace[name])
             for name, site in self.sites.items()
             if site.kind in ("latent", "deterministic")
         }
+
+    def _where_active(self, message: Mapping[str, Any]) -> Any:
+        value = jnp.asarray(message["value"])
+        if mark_of(message) is None:
+            return value
+        return jnp.where(active_elements(message, value), value.astype(self.precision), jnp.nan)
 
     # -- finite programs -------------------------------------------------------------------
 
@@ -541,9 +558,9 @@ class Program:
         """Number of joint values of the discrete latent sites."""
         return math.prod(s.cardinality ** math.prod(s.shape) for s in self.discrete)
 
-    def _decode(self, index: Any, data: Sequence[Any]) -> dict[str, Any]:
+    def decode(self, index: Any, data: Sequence[Any]) -> dict[str, Any]:
         """Configuration number ``index`` as values by site (mixed radix, first site fastest)."""
-        trace = self._trace(data, _fixed_key())
+        trace = self.trace(data)
         values: dict[str, Any] = {}
         for site in self.discrete:
             levels = finite_support(trace[site.name]["fn"])
@@ -556,16 +573,24 @@ class Program:
 
     def log_configuration(self, index: Any, data: Sequence[Any]) -> Any:
         """Log joint density of configuration number ``index``."""
-        return self.log_joint(self._decode(index, data), data)
+        return self.log_joint(self.decode(index, data), data)
 
     def configuration(self, index: Any, data: Sequence[Any]) -> dict[str, Any]:
         """Latent and deterministic sites of configuration number ``index``."""
-        return self.complete(self._decode(index, data), data)
+        return self.complete(self.decode(index, data), data)
 
     # -- requirements of methods -----------------------------------------------------------
 
     def require_gradients(self, method: str) -> None:
         """Refuse programs that a gradient-based method cannot serve."""
+        if self.layout:
+            numbers = {plate.number for plate in self.layout.plates}
+            numbers |= {cases.number for cases in self.layout.cases}
+            raise MethodError(
+                f"{method} cannot serve this model alone: how many parameters it has depends on "
+                f"{sorted(numbers)}. Compose it with moves that change them: "
+                "MCMC(cycle([BirthDeath(plate), block(NUTS(), [continuous sites])]))."
+            )
         if self.marginalised:
             self._require_summable(method)
         else:
@@ -605,18 +630,28 @@ class Program:
         """One of this program's functions of (something, data), traced for compiling.
 
         Args:
-            name: "log_density", "constrain", "prior", "log_configuration" or "configuration".
+            name: "log_density", "constrain", "prior", "log_configuration", "configuration", or
+                a function of `ppl_toolkit.positions`.
         """
         if name not in self._traced:
+            function = getattr(self, name, None)
+            if function is None:
+                function = functools.partial(getattr(positions, name), self)
             with self.context():
                 example: Any
-                if name == "prior":
+                if name in ("prior", "prior_position", "start_position"):
                     example = jax.eval_shape(_fixed_key)
+                elif name == "own_draws":
+                    example = (jax.eval_shape(_fixed_key), positions.shapes(self))
+                elif name == "relaxed_log_parts":
+                    example = positions.relaxed_shapes(self)
+                elif name in positions.__all__:
+                    example = positions.shapes(self)
                 elif name in ("log_configuration", "configuration"):
                     example = np.asarray(0)
                 else:
                     example = np.zeros(self.size, self.precision)
-                self._traced[name] = Traced.of(getattr(self, name), example, self.data)
+                self._traced[name] = Traced.of(function, example, self.data)
                 if name == "prior":
                     self._require_randomness(self._traced[name])
         return self._traced[name]

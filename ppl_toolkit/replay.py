@@ -19,12 +19,15 @@ from numpyro.distributions.util import sum_rightmost
 from numpyro.primitives import Messenger
 
 from ppl_toolkit.errors import ModelError
-from ppl_toolkit.sites import is_improper
+from ppl_toolkit.layout import active_elements, mark_of
+from ppl_toolkit.sites import finite_support, is_improper
 
 __all__ = [
     "alone",
     "at_unconstrained",
+    "filled",
     "is_auxiliary",
+    "log_det_name",
     "log_prob",
     "redrawn",
     "require_no_outer_handlers",
@@ -100,6 +103,11 @@ def is_auxiliary(message: Mapping[str, Any]) -> bool:
     return bool(message["infer"].get("is_auxiliary"))
 
 
+def log_det_name(site: str) -> str:
+    """The name of the factor that holds the log Jacobian of a site's transform."""
+    return f"{site}{_LOG_DET}"
+
+
 def log_prob(message: Mapping[str, Any]) -> Any:
     """Elementwise log probability of a sample site, plate scales and masks applied."""
     fn, value, scale = message["fn"], message["value"], message["scale"]
@@ -136,7 +144,7 @@ def _transformed(values: Mapping[str, Any], message: dict) -> Any:
     x = transform(u)
     log_det = transform.log_abs_det_jacobian(u, x)
     rightmost = jnp.ndim(log_det) - jnp.ndim(x) + len(message["fn"].event_shape)
-    numpyro.factor(f"{message['name']}{_LOG_DET}", sum_rightmost(log_det, rightmost))
+    numpyro.factor(log_det_name(message["name"]), sum_rightmost(log_det, rightmost))
     return x
 
 
@@ -144,6 +152,23 @@ def _is_real(support: Any) -> bool:
     if isinstance(support, constraints.independent):
         return _is_real(support.base_constraint)
     return support is constraints.real
+
+
+class filled(Messenger):
+    """Puts an allowed value where a site has no element, since results have NaN there."""
+
+    def process_message(self, message: dict) -> None:
+        if message["type"] != "sample" or message["is_observed"] or mark_of(message) is None:
+            return
+        if (value := message["value"]) is None:
+            return
+        fn = message["fn"].base_dist
+        if fn.is_discrete:
+            anything = finite_support(fn)[0]
+        else:
+            transform = biject_to(fn.support)
+            anything = transform(jnp.zeros(transform.inverse_shape(fn.shape())))
+        message["value"] = jnp.where(active_elements(message, value), value, anything)
 
 
 class redrawn(Messenger):

@@ -61,14 +61,15 @@ class Traced(NamedTuple):
         """The keys of the dictionary it returns, in the order of its outputs."""
         return sorted(jax.tree_util.tree_unflatten(self.out_tree, range(self.out_tree.num_leaves)))
 
-    def text(self) -> str:
+    def text(self, differentiable: bool = True) -> str:
         """A text that determines the computation up to the values of ``consts``.
 
         The printed jaxpr leaves out two things: the values of arrays that inner functions under
-        jit have closed over, and the derivative rules of functions that have their own.
+        jit have closed over, and the derivative rules of functions that have their own (which
+        matter only where the computation is differentiated).
         """
         parts = [str(self.jaxpr), str(self.out_tree), *_constants(self.jaxpr)]
-        if _has_rules(self.jaxpr):
+        if differentiable and _has_rules(self.jaxpr):
             parts.append(_derivative(self.jaxpr, self.consts))
         return "".join(parts)
 

@@ -167,7 +167,8 @@ def calibrate(
     program = Program(model, args, with_data(model, kwargs, data), precision=precision)
     chosen = as_method(method)
     chosen.check(program)
-    simulator = Simulator.of(program, quantities, draws)
+    summed_out = "log_density" in chosen.needs
+    simulator = Simulator.of(program, quantities, draws, summed_out)
     engine = Engine(program, chosen, 1, jax.local_devices()[:1])
     truths = simulator.joints(program, replications, seed)
     data_sets = [with_observed(program, truth["observed"]) for truth in truths]

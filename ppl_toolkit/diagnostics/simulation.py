@@ -20,6 +20,7 @@ __all__ = [
     "holm",
     "quantity_names",
     "rejected",
+    "require_simulable",
     "seed_words",
     "table",
     "with_observed",
@@ -49,7 +50,11 @@ class Simulator(NamedTuple):
 
     @classmethod
     def of(
-        cls, program: Program, quantities: Quantities | None = None, draws: int = 1
+        cls,
+        program: Program,
+        quantities: Quantities | None = None,
+        draws: int = 1,
+        summed_out: bool = True,
     ) -> Simulator:
         """Refuse programs that cannot be simulated, and set up the functions.
 
@@ -57,12 +62,13 @@ class Simulator(NamedTuple):
             program: the program.
             quantities: further functions of the sites.
             draws: how many draws `measure` takes at a time.
+            summed_out: whether the method sums out finite discrete sites beside continuous ones.
 
         Raises:
             MethodError: the prior is improper, or sites are summed out or subsampled.
             DataError: the model observes nothing, or computes what it observes.
         """
-        _require_simulable(program)
+        require_simulable(program, summed_out)
         latent = [site.name for site in program.latent]
 
         def measured(sites: Mapping[str, Any], data: Sequence[Any]) -> dict[str, Any]:
@@ -100,7 +106,10 @@ class Simulator(NamedTuple):
         with program.context():
             words, index = seed_words(0), np.uint32(0)
             position = np.zeros(program.size, program.precision)
-            sites = jax.eval_shape(program.constrain, position, data)
+            latents = {
+                site.name: jax.ShapeDtypeStruct(site.shape, site.dtype) for site in program.latent
+            }
+            sites = jax.eval_shape(program.complete, latents, data)
             many = jax.tree.map(lambda x: jax.ShapeDtypeStruct((draws, *x.shape), x.dtype), sites)
             return cls(
                 kept(joint, words, index, data),
@@ -174,9 +183,15 @@ def rejected(
     return sorted(below, key=p_values.__getitem__)
 
 
-def _require_simulable(program: Program) -> None:
+def require_simulable(program: Program, summed_out: bool) -> None:
+    """Refuse programs that no joint draws of parameters and data can be made of.
+
+    Raises:
+        MethodError: the prior is improper, or sites are summed out or subsampled.
+        DataError: the model observes nothing, or computes what it observes.
+    """
     program.require_proper()
-    if program.marginalised or program.subsampled:
+    if (summed_out and program.marginalised) or program.subsampled:
         raise MethodError(
             "simulation needs every latent site and all data: discrete sites that are summed out "
             "and subsampled plates have no true value to compare with. Write the sum into the "

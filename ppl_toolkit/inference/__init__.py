@@ -13,27 +13,110 @@ _HOME = {
     "NUTS": "hmc",
     "Prior": "prior",
     "Enumeration": "enumeration",
+    "MCMC": "mcmc",
+    "SMC": "smc",
+}
+# What methods are composed of.
+_PIECES = {
+    "block": "kernel",
+    "cycle": "kernel",
+    "mixture": "kernel",
+    "repeat": "kernel",
+    "tempered": "kernel",
+    "involutive": "involution",
+    "leapfrog": "involution",
+    "mala": "involution",
+    "metropolis_hastings": "involution",
+    "DelayedRejection": "delayed_rejection",
+    "ParallelTempering": "parallel_tempering",
+    "PseudoMarginal": "pseudo_marginal",
+    "RandomWalk": "random_walk",
+    "Gibbs": "discrete",
+    "MetropolisedGibbs": "discrete",
+    "LocallyBalanced": "discrete",
+    "GibbsWithGradients": "discrete",
+    "masked_plate": "plates",
+    "case": "plates",
+    "BirthDeath": "reversible_jump",
+    "Switch": "reversible_jump",
+    "SplitMerge": "split_merge",
+    "StepSplit": "split_merge",
+    "moment_split": "split_merge",
+    "Moves": "moves",
+    "Walk": "moves",
 }
 
 __all__ = [
     "HMC",
+    "MCMC",
     "NUTS",
+    "SMC",
+    "BirthDeath",
+    "DelayedRejection",
     "Enumeration",
+    "Gibbs",
+    "GibbsWithGradients",
+    "LocallyBalanced",
+    "MetropolisedGibbs",
+    "Moves",
+    "ParallelTempering",
     "Prior",
+    "PseudoMarginal",
+    "RandomWalk",
+    "SplitMerge",
+    "StepSplit",
+    "Switch",
+    "Walk",
     "as_method",
+    "block",
+    "case",
+    "cycle",
+    "involutive",
+    "leapfrog",
+    "mala",
+    "masked_plate",
     "method_named",
     "method_names",
+    "metropolis_hastings",
+    "mixture",
+    "moment_split",
+    "repeat",
+    "tempered",
 ]
 
 if TYPE_CHECKING:
+    from ppl_toolkit.inference.delayed_rejection import DelayedRejection
+    from ppl_toolkit.inference.discrete import (
+        Gibbs,
+        GibbsWithGradients,
+        LocallyBalanced,
+        MetropolisedGibbs,
+    )
     from ppl_toolkit.inference.enumeration import Enumeration
     from ppl_toolkit.inference.hmc import HMC, NUTS
+    from ppl_toolkit.inference.involution import (
+        involutive,
+        leapfrog,
+        mala,
+        metropolis_hastings,
+    )
+    from ppl_toolkit.inference.kernel import block, cycle, mixture, repeat, tempered
+    from ppl_toolkit.inference.mcmc import MCMC
+    from ppl_toolkit.inference.moves import Moves, Walk
+    from ppl_toolkit.inference.parallel_tempering import ParallelTempering
+    from ppl_toolkit.inference.plates import case, masked_plate
     from ppl_toolkit.inference.prior import Prior
+    from ppl_toolkit.inference.pseudo_marginal import PseudoMarginal
+    from ppl_toolkit.inference.random_walk import RandomWalk
+    from ppl_toolkit.inference.reversible_jump import BirthDeath, Switch
+    from ppl_toolkit.inference.smc import SMC
+    from ppl_toolkit.inference.split_merge import SplitMerge, StepSplit, moment_split
 
 
 def __getattr__(name: str) -> Any:
-    if name in _HOME:
-        value = getattr(import_module(f"{__name__}.{_HOME[name]}"), name)
+    home = _HOME.get(name) or _PIECES.get(name)
+    if home:
+        value = getattr(import_module(f"{__name__}.{home}"), name)
         globals()[name] = value
         return value
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

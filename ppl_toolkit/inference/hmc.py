@@ -9,16 +9,31 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any, ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax, random
+from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Bool, Float, Int
 
 from ppl_toolkit.errors import OptionError
 from ppl_toolkit.inference.adaptation import DualAveraging, Metric, Moments, Schedule, schedule
+from ppl_toolkit.inference.kernel import (
+    SAMPLING,
+    Cloud,
+    Kernel,
+    Placed,
+    Spec,
+    Stage,
+    require_continuous,
+)
+from ppl_toolkit.inference.randomness import continuous
+from ppl_toolkit.inference.target import Space, Target
+from ppl_toolkit.inference.tuning import cloud_covariance, next_log_step
+from ppl_toolkit.positions import Position
 
 __all__ = ["HMC", "NUTS", "HMCState", "hmc_transition", "nuts_transition"]
 
@@ -299,7 +314,7 @@ class _Search(NamedTuple):
 
 
 @dataclasses.dataclass(frozen=True)
-class _Hamiltonian:
+class _Hamiltonian(Spec):
     """What HMC and NUTS share: the start, the warm-up, the bookkeeping of a chain."""
 
     target_acceptance: float = 0.8
@@ -308,7 +323,6 @@ class _Hamiltonian:
     init_radius: float = 2.0
 
     needs: ClassVar[tuple[str, ...]] = ("log_density", "constrain")
-    gradients: ClassVar[bool] = True
     refit_warmup: ClassVar[int] = 200
 
     def __post_init__(self) -> None:
@@ -454,13 +468,70 @@ class _Hamiltonian:
 
             return lax.cond(plan.renews(index), renew, lambda: (renewed, metric, gathered))
 
-        averaging, metric, moments = lax.cond(warming, adapt, lambda: (averaging, metric, moments))
+        if not isinstance(warming, np.bool_) or warming:  # adaptation is over for good if not
+            averaging, metric, moments = lax.cond(
+                warming, adapt, lambda: (averaging, metric, moments)
+            )
         stats = {"lp": point.log_density, "step_size": step, **stats}
         return HMCState(point, averaging, metric, moments), point.position, stats
 
     def values(self, draw: Vector, target: Any) -> dict[str, Any]:
         """Constrained and deterministic sites of one draw."""
         return target.constrain(draw)
+
+    # -- as a part of a composition ----------------------------------------------------------
+
+    def require(self, space: Space) -> None:
+        """Refuse discrete sites."""
+        require_continuous(type(self).__name__, space)
+
+    def bind(self, target: Target, stage: Stage = SAMPLING) -> Kernel:
+        """The kernel on positions; it adapts while the stage is warm-up."""
+
+        def flat(position: Position) -> tuple[Vector, Callable, Any]:
+            vector, unravel = ravel_pytree(dict(position))
+            own = SimpleNamespace(log_density=lambda x: target.log_density(unravel(x)))
+            return vector, unravel, own
+
+        def settings(dtype: Any) -> Settings:
+            return Settings(
+                jnp.asarray(self.target_acceptance, dtype),
+                jnp.asarray(self.init_radius, dtype),
+                stage.schedule,
+            )
+
+        def init(position: Position, key: Any) -> Placed:
+            vector, _, own = flat(position)
+            start = vector, jnp.asarray(True)
+            return Placed(position, self.init(key, start, own, settings(vector.dtype)))
+
+        def step(key: Any, state: Placed) -> tuple[Placed, dict[str, Any]]:
+            continuous(type(self).__name__)
+            vector, unravel, own = flat(state.position)
+            chain, new, stats = self.step(key, stage.index, state.kept, own, settings(vector.dtype))
+            return Placed(unravel(new), chain), stats
+
+        def refresh(state: Placed, position: Position) -> Placed:
+            vector, _, own = flat(position)
+            point = Point(vector, *jax.value_and_grad(own.log_density)(vector))
+            return Placed(position, state.kept._replace(point=point))
+
+        def tune(state: Placed, cloud: Cloud) -> Placed:
+            """Metric: the cloud's (co)variance. Step size: by the acceptance of the last moves."""
+            covariance = cloud_covariance(cloud)
+            standard = -0.25 * np.log(covariance.shape[0])  # right for a standard normal target
+            log_step = next_log_step(
+                jnp.where(jnp.isnan(cloud.acceptance), standard, state.kept.averaging.log_average),
+                cloud.acceptance,
+                self.target_acceptance,
+            )
+            inverse = covariance if self.metric == "dense" else jnp.diagonal(covariance)
+            chain = state.kept._replace(
+                averaging=DualAveraging.start(log_step), metric=Metric.of(inverse)
+            )
+            return state._replace(kept=chain)
+
+        return Kernel(init, step, refresh, tune)
 
 
 @dataclasses.dataclass(frozen=True)

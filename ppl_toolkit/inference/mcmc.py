@@ -1,0 +1,221 @@
+"""Any composed kernel as a method of `infer`."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from typing import Any, ClassVar, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax, random
+
+from ppl_toolkit import positions
+from ppl_toolkit.errors import MethodError, OptionError
+from ppl_toolkit.executables import evaluate_once
+from ppl_toolkit.inference.adaptation import Schedule, schedule
+from ppl_toolkit.inference.involution import judge
+from ppl_toolkit.inference.kernel import Info, Kernel, Stage, require_spec
+from ppl_toolkit.inference.moves import moves_of
+from ppl_toolkit.inference.target import Target, space_of
+from ppl_toolkit.layout import Layout, in_order
+from ppl_toolkit.positions import Position
+
+__all__ = ["MCMC", "Settings"]
+
+_TRIALS = 32  # of parts that can be wrong, before the run
+_TRIES = 100  # starting points drawn before giving up
+
+
+class Settings(NamedTuple):
+    """Options that are arguments of the compiled program."""
+
+    radius: Any
+    schedule: Schedule
+    layout: Layout
+
+
+class _Chain(NamedTuple):
+    """The state of the kernel, and whether its chain began at a finite density."""
+
+    kernel: Any
+    started: Any
+
+
+def _jumps(info: Info) -> Info:
+    """Statistics in which the only kernel with moves has them under their plain names."""
+    tails = [name.removeprefix("move") for name in info if name.split(".")[0] == "move"]
+    if len(tails) != 1:
+        return info
+    return info | {name: info[name + tails[0]] for name in ("move", "accepted")}
+
+
+def _require_relaxation(program: Any) -> None:
+    """Refuse models that cannot be evaluated at real values of their discrete sites."""
+    try:
+        program.traced("relaxed_log_parts")
+    except Exception as error:
+        names = [site.name for site in program.discrete]
+        raise MethodError(
+            f"gradients with respect to the discrete sites {names} need a model that accepts real "
+            "values there (such as Bernoulli sites in arithmetic, not as indices); this one raised "
+            f"{type(error).__name__}: {str(error).splitlines()[0]}. Use Gibbs or LocallyBalanced."
+        ) from None
+
+
+@dataclasses.dataclass(frozen=True)
+class MCMC:
+    """Markov chain Monte Carlo with a kernel composed of pieces.
+
+    Every latent site must be moved by some part of the kernel. Parts that adapt (the step sizes and
+    metrics of HMC and NUTS, say) do so in warm-up, and are fixed afterwards.
+
+    Args:
+        kernel: such as ``cycle([block(NUTS(), ["mu", "sigma"]), block(Gibbs(), ["z"])])``.
+        warmup: default number of warm-up iterations.
+        init_radius: continuous sites start uniformly in (-radius, radius), unconstrained; discrete
+            ones at a draw from the prior.
+
+    Source: the algebra of Tierney (1994), Annals of Statistics 22.
+    """
+
+    kernel: Any
+    warmup: int = 1000
+    init_radius: float = 2.0
+
+    refit_warmup: ClassVar[int] = 200
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "kernel", require_spec(self.kernel))
+        if isinstance(self.warmup, bool) or not isinstance(self.warmup, int) or self.warmup < 0:
+            raise OptionError(f"warmup must be an integer >= 0; got {self.warmup!r}.")
+        if not self.init_radius >= 0.0:
+            raise OptionError(f"init_radius must be >= 0; got {self.init_radius}.")
+
+    @property
+    def needs(self) -> tuple[str, ...]:
+        """The functions of the program that the kernel uses."""
+        relaxed = ("relaxed_log_parts",) if self.kernel.needs_relaxation else ()
+        return (
+            "log_parts", "values_at", "levels", "start_position", "own_draws", "own_scores",
+            *relaxed,
+        )  # fmt: skip
+
+    def check(self, program: Any) -> None:
+        """Refuse programs with sites that the kernel cannot move, or leaves alone."""
+        space = space_of(program)
+        if not space:
+            raise MethodError("the model has no latent site to infer.")
+        self.kernel.require(space)
+        if still := sorted(set(space) - self.kernel.moves(space)):
+            raise MethodError(
+                f"no part of the kernel moves the latent sites {still}; add a block for them to "
+                "the cycle."
+            )
+        if self.kernel.needs_relaxation:
+            _require_relaxation(program)
+        self._try_out(program)
+
+    def _try_out(self, program: Any) -> None:
+        """Try parts that can be wrong, such as involutions, at some draws from the prior."""
+        if not self.kernel.needs_trial:
+            return
+
+        def trials(words: Any, data: Any) -> Any:
+            def one(number: Any) -> Any:
+                key = random.fold_in(random.wrap_key_data(words), number)
+                position = positions.start_position(program, key, data)
+                target = Target(
+                    lambda x: positions.log_parts(program, x, data),
+                    positions.levels(program, position, data),
+                    layout=program.layout,
+                    own=(
+                        lambda given: positions.own_draws(program, given, data),
+                        lambda x: positions.own_scores(program, x, data),
+                    ),
+                )
+                return self.kernel.trials(target, position, key)
+
+            return jax.vmap(one)(jnp.arange(_TRIALS))
+
+        with program.context():
+            found = evaluate_once(trials, np.zeros(2, np.uint32), program.data)
+        judge(jax.tree.map(np.asarray, found))
+
+    def attributes(self) -> dict[str, str]:
+        """What results say of the method: names of the moves that ``move`` counts, if any."""
+        names = moves_of([self.kernel])
+        return {"moves": json.dumps(names)} if names else {}
+
+    def statics(self) -> tuple:
+        return (self.kernel,)
+
+    def settings(self, program: Any, warmup: int) -> Settings:
+        radius = np.asarray(self.init_radius, program.precision)
+        return Settings(radius, schedule(warmup), program.layout)
+
+    def _bound(self, target: Any, position: Position, stage: Stage, layout: Layout) -> Kernel:
+        own = (target.own_draws, target.own_scores)
+        relaxed = getattr(target, "relaxed_log_parts", None)
+        bare = Target(
+            target.log_parts, target.levels(position), layout=layout, own=own, relaxed=relaxed
+        )
+        return self.kernel.bind(bare, stage)
+
+    def init(self, key: Any, start: Any, target: Any, settings: Settings) -> _Chain:
+        """A point of finite density, from at most 100 draws, and the kernel's state there."""
+        flat, given = start
+        key_position, key_kernel = random.split(key)
+
+        def draw(number: Any) -> dict[str, Any]:
+            key_prior, key_radius = random.split(random.fold_in(key_position, number))
+            position = target.start_position(key_prior)
+            real = [name for name, x in position.items() if jnp.issubdtype(x.dtype, jnp.floating)]
+            sizes = [position[name].size for name in real]
+            uniform = random.uniform(key_radius, flat.shape, flat.dtype, -1.0, 1.0)
+            parts = jnp.split(
+                jnp.where(given, flat, settings.radius * uniform), np.cumsum(sizes)[:-1]
+            )
+            fresh = {n: p.reshape(position[n].shape) for n, p in zip(real, parts, strict=True)}
+            return in_order(settings.layout, {**position, **fresh})
+
+        def finite(position: Position) -> Any:
+            return jnp.isfinite(sum(target.log_parts(position)))
+
+        def again(carry: tuple) -> tuple:
+            number, position, _ = carry
+            position = draw(number)
+            return number + 1, position, finite(position)
+
+        shape = jax.eval_shape(draw, jnp.zeros((), jnp.int32))
+        nowhere = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shape)
+        _, position, found = lax.while_loop(
+            lambda c: (c[0] < _TRIES) & ~c[2],
+            again,
+            (jnp.zeros((), jnp.int32), nowhere, jnp.asarray(False)),
+        )
+        stage = Stage(jnp.zeros((), jnp.int32), settings.schedule)
+        kernel = self._bound(target, position, stage, settings.layout)
+        return _Chain(kernel.init(position, key_kernel), found)
+
+    def refresh(self, state: _Chain, target: Any, settings: Settings) -> _Chain:
+        position = state.kernel.position
+        stage = Stage(jnp.zeros((), jnp.int32), settings.schedule)
+        kernel = self._bound(target, position, stage, settings.layout)
+        return state._replace(kernel=kernel.refresh(state.kernel, position))
+
+    def step(
+        self, key: Any, index: Any, state: _Chain, target: Any, settings: Settings
+    ) -> tuple[_Chain, Position, dict[str, Any]]:
+        stage = Stage(index, settings.schedule)
+        kernel = self._bound(target, state.kernel.position, stage, settings.layout)
+        moved, info = kernel.step(key, state.kernel)
+        lp = sum(target.log_parts(moved.position))
+        return state._replace(kernel=moved), moved.position, {**_jumps(info), "lp": lp}
+
+    def values(self, draw: Position, target: Any) -> dict[str, Any]:
+        return target.values_at(draw)
+
+    def failed(self, state: _Chain) -> Any:
+        return ~np.asarray(state.started)

@@ -1,0 +1,233 @@
+"""Positions of kernels that move sites apart: a dictionary of all latent sites.
+
+A *position* has an unconstrained array for every continuous latent site, and a value for every
+discrete one. The flat vector of `Program.log_density` has the continuous sites alone.
+
+Elements that are not there (of masked plates and cases) have values too, in positions: N(0, 1) ones
+on the real space, and uniform ones among finitely many. These laws count as prior.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import jax
+import jax.numpy as jnp
+from jax import random
+from jax.scipy.special import gammaln
+from numpyro import handlers
+from numpyro.distributions import biject_to
+from numpyro.distributions.util import sum_rightmost
+
+from ppl_toolkit.layout import Plate, active_elements, in_order
+from ppl_toolkit.replay import at_unconstrained, log_det_name, with_improper_sites
+from ppl_toolkit.sites import finite_support
+
+if TYPE_CHECKING:
+    from ppl_toolkit.program import Program
+
+__all__ = [
+    "Position",
+    "levels",
+    "log_parts",
+    "log_rows",
+    "own_draws",
+    "own_scores",
+    "prior_position",
+    "relaxed_log_parts",
+    "relaxed_shapes",
+    "shapes",
+    "start_position",
+    "values_at",
+]
+
+Position = Mapping[str, Any]
+
+
+def shapes(program: Program) -> dict[str, jax.ShapeDtypeStruct]:
+    """Shape and type of every site of a position."""
+    return {
+        site.name: jax.ShapeDtypeStruct(site.shape, site.dtype)
+        if site.discrete
+        else jax.ShapeDtypeStruct(site.unconstrained_shape, program.precision)
+        for site in program.latent
+    }
+
+
+def log_parts(program: Program, position: Position, data: Sequence[Any]) -> tuple[Any, Any]:
+    """Log prior density of a position, Jacobians included, and its log likelihood.
+
+    Their sum is the log joint density. Factors (`numpyro.factor`) count as likelihood.
+    """
+    scores, trace = program.scores(data, *_put(program, position))
+    of_prior = {site.name for site in program.latent}
+    of_prior |= {log_det_name(name) for name in of_prior}
+    prior = sum((jnp.sum(s) for name, s in scores.items() if name in of_prior), start=0.0)
+    prior += _log_law_of_layout(program, position, trace)
+    like = sum((jnp.sum(s) for name, s in scores.items() if name not in of_prior), start=0.0)
+    return jnp.asarray(prior, program.precision), jnp.asarray(like, program.precision)
+
+
+def log_rows(program: Program, position: Position, data: Sequence[Any]) -> tuple[Any, Any, Any]:
+    """Log prior density of a position, log factors, and its log likelihood row by row, (R,).
+
+    A row is one entry of the first dimension of the observed sites; sites that share the dimension
+    (by its name) share its rows, and a site without dimensions is one row. Factors
+    (`numpyro.factor`) belong to no row.
+    """
+    scores, trace = program.scores(data, *_put(program, position))
+    rows: dict[Any, Any] = {}
+    for site in program.observed:
+        score = scores.pop(site.name)
+        by_row = jnp.sum(score.reshape(score.shape[0], -1), 1) if score.ndim else score[None]
+        key = (site.dims[0] if score.ndim else site.name, by_row.shape[0])
+        rows[key] = rows.get(key, 0.0) + by_row
+    of_prior = {site.name for site in program.latent}
+    of_prior |= {log_det_name(name) for name in of_prior}
+    prior = sum((jnp.sum(s) for name, s in scores.items() if name in of_prior), start=0.0)
+    prior += _log_law_of_layout(program, position, trace)
+    factors = sum((jnp.sum(s) for name, s in scores.items() if name not in of_prior), start=0.0)
+    joined = jnp.concatenate([*rows.values(), jnp.zeros(0)])
+    parts = (prior, factors, joined)
+    return tuple(jnp.asarray(part, program.precision) for part in parts)  # type: ignore[return-value]
+
+
+def relaxed_log_parts(
+    program: Program, position: Position, data: Sequence[Any]
+) -> tuple[Any, Any]:
+    """`log_parts` where discrete sites have real values, for gradients with respect to them."""
+    return log_parts(program, position, data)
+
+
+def relaxed_shapes(program: Program) -> dict[str, jax.ShapeDtypeStruct]:
+    """Shape and type of every site of a position whose discrete sites have real values."""
+    return {
+        name: jax.ShapeDtypeStruct(like.shape, program.precision)
+        for name, like in shapes(program).items()
+    }
+
+
+def values_at(program: Program, position: Position, data: Sequence[Any]) -> dict[str, Any]:
+    """Latent and deterministic sites, on their own spaces, at a position."""
+    return program.site_values(program.trace(data, *_put(program, position)))
+
+
+def prior_position(program: Program, key: Any, data: Sequence[Any]) -> dict[str, Any]:
+    """The position of one draw from the prior."""
+    program.require_proper()
+    return _position_of(program, program.trace(data, key=key), key)
+
+
+def start_position(program: Program, key: Any, data: Sequence[Any]) -> dict[str, Any]:
+    """A draw from the prior, with sites of improper priors at zero (unconstrained)."""
+    return _position_of(program, program.trace(data, with_improper_sites, key=key), key)
+
+
+def _position_of(program: Program, trace: Mapping[str, Any], key: Any) -> dict[str, Any]:
+    position = {
+        site.name: trace[site.name]["value"]
+        if site.discrete
+        else biject_to(trace[site.name]["fn"].support).inv(trace[site.name]["value"])
+        for site in program.latent
+    }
+    for number, name in enumerate(program.layout.sites):
+        resting = _resting_draw(random.fold_in(key, number), trace[name], position[name])
+        there = active_elements(trace[name], position[name])
+        position[name] = jnp.where(there, position[name], resting)
+    return in_order(program.layout, position)
+
+
+# -- elements that are there only sometimes --------------------------------------------------------
+
+
+def _resting_draw(key: Any, message: Mapping[str, Any], like: Any) -> Any:
+    """A draw from the law of elements that are not there, of the shape and type of ``like``."""
+    fn = message["fn"].base_dist
+    if fn.is_discrete:
+        return random.choice(key, finite_support(fn), jnp.shape(like)).astype(like.dtype)
+    return random.normal(key, jnp.shape(like), like.dtype)
+
+
+def _log_law_of_layout(program: Program, position: Position, trace: Mapping[str, Any]) -> Any:
+    """The log density of what is not there, and of the order of what is."""
+    total = jnp.zeros((), program.precision)
+    for name in program.layout.sites:
+        x, fn = position[name], trace[name]["fn"].base_dist
+        if fn.is_discrete:
+            each = jnp.full(jnp.shape(x), -jnp.log(finite_support(fn).shape[0]))
+        else:
+            each = -0.5 * x**2 - 0.5 * jnp.log(2 * jnp.pi)
+        total += jnp.sum(jnp.where(active_elements(trace[name], x), 0.0, each))
+    for plate in program.layout.plates:
+        if plate.order not in ("", "index"):
+            total += _log_order(plate, position)
+    return total
+
+
+def _log_order(plate: Plate, position: Position) -> Any:
+    """Log k! if the active slots are in order, else minus infinity."""
+    k, x = position[plate.number], position[plate.order]
+    falls = (x[1:] <= x[:-1]) & (jnp.arange(1, plate.size) < k)
+    return jnp.where(jnp.any(falls), -jnp.inf, gammaln(k + 1.0))
+
+
+def own_draws(program: Program, given: tuple[Any, Position], data: Sequence[Any]) -> dict[str, Any]:
+    """Draws of each site of masked plates and cases from its own law given all else.
+
+    Args:
+        given: a key, and a position.
+
+    Returns:
+        By site, of the shapes of the position; all elements are drawn, be they there or not.
+    """
+    key, position = given
+    if not program.layout:
+        return {}
+    trace = program.trace(data, *_put(program, position))
+    drawn = {}
+    for number, name in enumerate(program.layout.sites):
+        fn = trace[name]["fn"].base_dist
+        value = fn.sample(random.fold_in(key, number))
+        drawn[name] = value if fn.is_discrete else biject_to(fn.support).inv(value)
+    return drawn
+
+
+def own_scores(program: Program, position: Position, data: Sequence[Any]) -> dict[str, Any]:
+    """Log density of each element of the sites of masked plates and cases, as if all were there.
+
+    Returns:
+        By site, of the batch shape of its distribution; Jacobians are included.
+    """
+    if not program.layout:
+        return {}
+    trace = program.trace(data, *_put(program, position))
+    scores = {}
+    for name in program.layout.sites:
+        fn, u, x = trace[name]["fn"].base_dist, position[name], trace[name]["value"]
+        scores[name] = fn.log_prob(x)
+        if not fn.is_discrete:
+            log_det = biject_to(fn.support).log_abs_det_jacobian(u, x)
+            scores[name] += sum_rightmost(log_det, jnp.ndim(log_det) - len(fn.batch_shape))
+    return scores
+
+
+def levels(program: Program, position: Position, data: Sequence[Any]) -> dict[str, Any]:
+    """The values that an element of each finite discrete site can take, arrays (K,)."""
+    trace = program.trace(data, *_put(program, position))
+    return {
+        site.name: finite_support(trace[site.name]["fn"])
+        for site in program.discrete
+        if site.cardinality
+    }
+
+
+def _put(program: Program, position: Position) -> tuple[Callable, Callable]:
+    """Handlers that put a position at its sites."""
+    discrete = {site.name: position[site.name] for site in program.discrete}
+    continuous = {site.name: position[site.name] for site in program.continuous}
+    return (
+        functools.partial(handlers.substitute, data=discrete),
+        at_unconstrained(continuous),
+    )
