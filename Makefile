@@ -6,16 +6,19 @@ JOBS ?= 2
 DATA ?=
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: demo test test-slow lint format bench docs validate clean
+.PHONY: demo test test-slow test-interop lint format bench docs validate clean
 
 demo: .venv/.run          ## the main job on real data: report in the terminal and as a page
 	$(BIN)/ppl demo --out out
 
 test: .venv/.test         ## the tests
-	$(BIN)/python -m pytest -n $(JOBS) -m "not slow"
+	$(BIN)/python -m pytest -n $(JOBS) -m "not slow and not interop"
 
 test-slow: .venv/.test    ## longer statistical validation
 	$(BIN)/python -m pytest -n $(JOBS) -m slow
+
+test-interop: .venv/.bench ## beside other libraries: blackjax
+	$(BIN)/python -m pytest -n $(JOBS) -m interop
 
 lint: .venv/.test         ## style, formatting, types
 	$(BIN)/ruff check .

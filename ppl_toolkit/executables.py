@@ -160,9 +160,7 @@ def cache_info() -> CacheInfo:
     return CacheInfo(len(_memory), directory, len(files), sum(f.stat().st_size for f in files))
 
 
-def _load_or_compile(
-    lowered: jax.stages.Lowered, device: Any, quick: bool
-) -> tuple[Callable, str]:
+def _load_or_compile(lowered: jax.stages.Lowered, device: Any, quick: bool) -> tuple[Callable, str]:
     directory = cache_directory()
     text = lowered.as_text()
     options = _QUICK if quick and device.platform == "cpu" else None

@@ -94,9 +94,7 @@ def log_rows(program: Program, position: Position, data: Sequence[Any]) -> tuple
     return tuple(jnp.asarray(part, program.precision) for part in parts)  # type: ignore[return-value]
 
 
-def relaxed_log_parts(
-    program: Program, position: Position, data: Sequence[Any]
-) -> tuple[Any, Any]:
+def relaxed_log_parts(program: Program, position: Position, data: Sequence[Any]) -> tuple[Any, Any]:
     """`log_parts` where discrete sites have real values, for gradients with respect to them."""
     return log_parts(program, position, data)
 

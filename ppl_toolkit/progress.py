@@ -36,11 +36,13 @@ class Quiet:
 class _Reporter(Quiet):
     """Keeps count of what both visible forms show."""
 
-    def __init__(self, label: str, start: int, warmup: int, total: int) -> None:
+    def __init__(self, label: str, start: int, warmup: int, total: int, unit: str) -> None:
         self.label, self.start, self.warmup, self.total = label, start, warmup, total
-        self.divergences = 0
+        self.unit, self.divergences = unit, 0
 
     def status(self, iteration: int, stats: Mapping[str, np.ndarray]) -> str:
+        if self.unit:
+            return self.unit
         parts = ["warm-up" if iteration <= self.warmup and self.warmup else "draws"]
         if iteration > self.warmup and "diverging" in stats:
             self.divergences += int(np.sum(stats["diverging"]))
@@ -56,8 +58,8 @@ class _Reporter(Quiet):
 class Lines(_Reporter):
     """A line every ten seconds, and one at the end, on standard error."""
 
-    def __init__(self, label: str, start: int, warmup: int, total: int) -> None:
-        super().__init__(label, start, warmup, total)
+    def __init__(self, label: str, start: int, warmup: int, total: int, unit: str) -> None:
+        super().__init__(label, start, warmup, total, unit)
         self._last = time.monotonic()
 
     def note(self, text: str) -> None:
@@ -68,14 +70,15 @@ class Lines(_Reporter):
         now = time.monotonic()
         if iteration == self.total or now - self._last > _SECONDS_BETWEEN_LINES:
             self._last = now
-            self.note(f"{self.label}: {iteration}/{self.total} iterations ({status})")
+            counted = self.unit or f"iterations ({status})"
+            self.note(f"{self.label}: {iteration}/{self.total} {counted}")
 
 
 class Bar(_Reporter):
     """A progress bar with live divergences, step size and gradients."""
 
-    def __init__(self, label: str, start: int, warmup: int, total: int) -> None:
-        super().__init__(label, start, warmup, total)
+    def __init__(self, label: str, start: int, warmup: int, total: int, unit: str) -> None:
+        super().__init__(label, start, warmup, total, unit)
         from rich.console import Console
         from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
@@ -110,12 +113,17 @@ def _in_notebook() -> bool:
     return "ipykernel" in sys.modules and importlib.util.find_spec("ipywidgets") is not None
 
 
-def progress_for(choice: Any, label: str, start: int, warmup: int, total: int) -> Quiet:
+def progress_for(
+    choice: Any, label: str, start: int, warmup: int, total: int, unit: str = ""
+) -> Quiet:
     """The form that ``progress=`` asks for.
 
     Args:
         choice: "auto" (a bar in terminals and notebooks, else lines), "bar", "lines",
             True (auto) or False (nothing).
+        label: what is under way.
+        start, warmup, total: iterations that are done, that are warm-up, and in all.
+        unit: what is counted, where that is not the iterations of a sampler.
     """
     if choice is False:
         return Quiet()
@@ -126,4 +134,4 @@ def progress_for(choice: Any, label: str, start: int, warmup: int, total: int) -
         raise OptionError(
             f"progress must be 'auto', 'bar', 'lines', True or False; got {choice!r}."
         )
-    return forms[choice](label, start, warmup, total)
+    return forms[choice](label, start, warmup, total, unit)

@@ -83,7 +83,11 @@ def test_dual_averaging_reaches_its_target():
     np.testing.assert_allclose(jnp.exp(averaging.log_average), -np.log(0.8), rtol=0.02)
 
 
-def test_a_dense_metric_keeps_its_root():
+@pytest.mark.parametrize("dense", [False, True])
+def test_momenta_have_the_mass_matrix_as_covariance(dense):
+    """Momenta are linear in the noise; the square of that map is the mass matrix."""
     matrix = np.cov(np.random.default_rng(0).normal(size=(4, 50)))
-    metric = Metric.of(jnp.asarray(matrix))
-    np.testing.assert_allclose(metric.root @ metric.root.T, matrix, rtol=1e-12)
+    inverse = matrix if dense else np.diagonal(matrix)
+    rows = jax.vmap(Metric.of(jnp.asarray(inverse)).momentum)(jnp.eye(4))
+    mass = np.linalg.inv(matrix if dense else np.diag(inverse))
+    np.testing.assert_allclose(rows.T @ rows, mass, atol=1e-12)

@@ -37,7 +37,7 @@ SAYS = {
         r"215 hits of 810: 0\.265",
         r"no data, centred +[1-9]\d+",  # divergences
         r"no data: P\(spread < 0\.05\) = 0\.0[01]\d centred, .*\(exactly 0\.040\)",
-        r"error: stuck: ",
+        r"error: multimodal: ",
         r"ordered +\d +1\.0\d\d",
         r"[1-9]\d% of the trajectories",
         r"years from the middle +\d +1\.0\d\d",
@@ -46,6 +46,20 @@ SAYS = {
         r"Nothing contradicts calibration",  # NUTS
         r"LosesOne.*\nNot calibrated:\n(  .*\n)*  log_likelihood: p = .*, the draws are too low",
         r"shifted by 0\.5 sd +[5-9]\d%",
+    ],
+    "change_points": [
+        r"125 explosions in the first 40 years, 66 in the 72 years after",
+        r"birth +accepted (1\d|2\d)%",
+        r"\n +3  0\.[23]\d\d +0\.290",
+        r"P\(at least one step\) = (1\.0|0\.9)",
+        r"1920: 0\.\d\d explosions per year",
+    ],
+    "compose": [
+        r"moves the latent sites \['centre'",  # a block that was forgotten
+        r"- gibbs_component: .*tests agree",
+        r"exact, 27 states: the posterior is invariant to a relative \de-1\d",
+        r"log_det is not that of the involution",
+        r"stretch_centre_spread: .*these change, in standard errors",
     ],
 }
 

@@ -278,8 +278,8 @@ print("the nameless draws, put in order: centres", by_hand.mean(0).round(2))
 # %% [markdown]
 # Here the swapped chains were harmless: put in order, their draws tell the same. What does not
 # depend on names, such as the noise or the density of the next measurement, was right all along.
-# But *stuck* can also mean peaks that are *not* mirror images, of which each chain has seen one.
-# Then no renaming helps; the proportion between peaks is unknown, and the model needs thought.
+# But *multimodal* can also mean peaks that are *not* mirror images, of which each chain has seen
+# one. Then no renaming helps; the proportion between peaks is unknown, and the model needs thought.
 #
 # ## A long thin ridge
 #
@@ -351,7 +351,8 @@ for name, run in runs.items():
 # |---|---|---|
 # | divergences, E-BFMI | a funnel; scales near zero | non-centre groups with little data |
 # | divergences, a handful | a sharp corner somewhere | smaller steps: `target_acceptance=0.95` |
-# | stuck | several peaks | break the symmetry; rethink the model if there is none |
+# | multimodal | several peaks | break the symmetry; rethink the model if there is none |
+# | stuck | a start far outside, steps far too long | start elsewhere; warm up for longer |
 # | tree depth | a long thin ridge, unequal scales | centre, scale; `metric="dense"` |
 # | R-hat, ESS and nothing else | as it should be, but slow | draw more: `ppl.extend` |
 #

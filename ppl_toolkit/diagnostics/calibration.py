@@ -177,7 +177,7 @@ def calibrate(
         pilot = run_data_sets(engine, data_sets[:_PILOTS], seed, warmup, 4 * draws, threads)
         thinning = _thinning(pilot)
     label = f"calibrating {type(chosen).__name__}"
-    with progress_for(progress, label, 0, 0, replications) as shown:
+    with progress_for(progress, label, 0, 0, replications, "data sets") as shown:
         blocks = run_data_sets(
             engine, data_sets, seed, warmup, draws * thinning, threads,
             lambda done: shown.update(done, {}),

@@ -326,7 +326,7 @@ def _mixing(
             worst,
             number,
             f"{which} is {number:.3f} (above {limit:.3g}){_naming(worst)}: {why}.",
-            "Draw more (ppl.extend), warm up for longer, or reparametrise.",
+            _funnel_first(tree) + "Draw more (ppl.extend), warm up for longer, or reparametrise.",
         )
     ]
 

@@ -33,6 +33,7 @@ __all__ = ["Invariance", "invariance"]
 _REFERENCE = 500  # replications that only fix the scale of the quantities
 _WARMUP = 300  # steps that tune the kernel, on one data set
 _BATCH = 250
+_PILOT = 2**31  # its number among the joint draws
 _LEAST_MOVED = 20  # replications in which a quantity changed
 _LIKELIHOOD, _PRIOR = "log likelihood", "log prior"
 
@@ -137,7 +138,7 @@ def _replicated(
 
     def pilot(words: Any, data: Sequence[Any]) -> Any:
         """The kernel's state after warm-up on one data set."""
-        key = jax.random.fold_in(jax.random.wrap_key_data(words), count)
+        key = jax.random.fold_in(jax.random.wrap_key_data(words), _PILOT)
         position, data = joint(key, data)
         target, plan = target_of(data, position), schedule(_WARMUP)
 
@@ -158,7 +159,7 @@ def _replicated(
                 0,
                 steps,
                 lambda i, s: kernel.step(jax.random.fold_in(key_steps, i), s)[0],
-                kernel.refresh(tuned, position),
+                kernel.refresh(tuned, position) if spec.adapts else kernel.init(position, key),
             )
             return quantities(position, new_data), quantities(state.position, new_data)
 
@@ -166,8 +167,8 @@ def _replicated(
 
     with program.context():
         words = seed_words(seed)
-        tuned = executables.evaluate(pilot, words, program.data)
-        run = executables.kept(batch, words, tuned, np.int32(0), program.data)
+        tuned = executables.evaluate_once(pilot, words, program.data) if spec.adapts else ()
+        run = executables.kept(batch, words, tuned, np.int32(0), program.data, quick=True)
 
         def part(first: int) -> Any:
             with program.context():

@@ -57,7 +57,7 @@ def exact_densities(
     if not indices:
         return exact, []
     notes, troubled, noisy = [], [], []
-    with progress_for(progress, "leave-one-out refits", 0, 0, len(indices)) as shown:
+    with progress_for(progress, "leaving out", 0, 0, len(indices), "refits") as shown:
         for count, index in enumerate(indices, start=1):
             label = observation_label(like, index)
             try:

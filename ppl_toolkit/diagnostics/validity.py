@@ -170,7 +170,8 @@ def check(
     Args:
         model, *args, **kwargs: the model and its arguments. Observed arrays give the shapes of the
             data that are simulated.
-        method: a name or a method object, as in `infer`; or a kernel, such as ``cycle([...])``.
+        method: a name or a method object, as in `infer`; or a kernel, such as ``cycle([...])`` or
+            a part of one: a kernel may leave sites alone here.
         replications: joint draws for the test of invariance.
         steps: of the kernel on each.
         calibration: whether to calibrate; only where nothing else applies if None.
@@ -199,7 +200,10 @@ def check(
     chosen = _as_method(method)
     spec = _kernel_of(chosen)
     program = Program(model, args, with_data(model, kwargs, data))
-    chosen.check(program)
+    if isinstance(method, Spec) and chosen is not method:
+        chosen.check_kernel(program)  # a part may leave sites alone
+    else:
+        chosen.check(program)
     finite = not program.continuous and 0 < program.configurations <= _MOST_STATES
 
     found = Validity(repr(chosen), level)

@@ -25,6 +25,7 @@ _PIECES = {
     "tempered": "kernel",
     "involutive": "involution",
     "leapfrog": "involution",
+    "lift": "lifted",
     "mala": "involution",
     "metropolis_hastings": "involution",
     "DelayedRejection": "delayed_rejection",
@@ -73,6 +74,7 @@ __all__ = [
     "cycle",
     "involutive",
     "leapfrog",
+    "lift",
     "mala",
     "masked_plate",
     "method_named",
@@ -101,6 +103,7 @@ if TYPE_CHECKING:
         metropolis_hastings,
     )
     from ppl_toolkit.inference.kernel import block, cycle, mixture, repeat, tempered
+    from ppl_toolkit.inference.lifted import lift
     from ppl_toolkit.inference.mcmc import MCMC
     from ppl_toolkit.inference.moves import Moves, Walk
     from ppl_toolkit.inference.parallel_tempering import ParallelTempering

@@ -324,6 +324,7 @@ class _Hamiltonian(Spec):
 
     needs: ClassVar[tuple[str, ...]] = ("log_density", "constrain")
     refit_warmup: ClassVar[int] = 200
+    tunes: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         if not 0.0 < self.target_acceptance < 1.0:

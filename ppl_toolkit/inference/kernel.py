@@ -117,12 +117,14 @@ class Spec:
         tried: whether it has `trials` of its own.
         alone: whether no other kernel may move its sites.
         relaxes: whether it evaluates the model at real values of discrete sites.
+        tunes: whether it learns step sizes or scales in warm-up.
     """
 
     reversible: ClassVar[bool] = True
     tried: ClassVar[bool] = False
     alone: ClassVar[bool] = False
     relaxes: ClassVar[bool] = False
+    tunes: ClassVar[bool] = False
 
     @property
     def label(self) -> str:
@@ -170,6 +172,11 @@ class Spec:
     def needs_trial(self) -> bool:
         """Whether this kernel or one of its parts has something to try."""
         return self.tried or any(part.needs_trial for part in self.parts)
+
+    @property
+    def adapts(self) -> bool:
+        """Whether this kernel or one of its parts learns in warm-up."""
+        return self.tunes or any(part.adapts for part in self.parts)
 
     @property
     def needs_relaxation(self) -> bool:

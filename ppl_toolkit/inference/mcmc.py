@@ -105,14 +105,19 @@ class MCMC:
     def check(self, program: Any) -> None:
         """Refuse programs with sites that the kernel cannot move, or leaves alone."""
         space = space_of(program)
-        if not space:
-            raise MethodError("the model has no latent site to infer.")
-        self.kernel.require(space)
         if still := sorted(set(space) - self.kernel.moves(space)):
             raise MethodError(
                 f"no part of the kernel moves the latent sites {still}; add a block for them to "
                 "the cycle."
             )
+        self.check_kernel(program)
+
+    def check_kernel(self, program: Any) -> None:
+        """Refuse programs with sites that the kernel cannot move, and kernels that are wrong."""
+        space = space_of(program)
+        if not space:
+            raise MethodError("the model has no latent site to infer.")
+        self.kernel.require(space)
         if self.kernel.needs_relaxation:
             _require_relaxation(program)
         self._try_out(program)
@@ -177,6 +182,7 @@ class MCMC:
             parts = jnp.split(
                 jnp.where(given, flat, settings.radius * uniform), np.cumsum(sizes)[:-1]
             )
+            parts = parts[: len(real)]  # jnp.split gives one part of no sites
             fresh = {n: p.reshape(position[n].shape) for n, p in zip(real, parts, strict=True)}
             return in_order(settings.layout, {**position, **fresh})
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, ClassVar
+from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
@@ -17,7 +17,7 @@ from ppl_toolkit.inference.auxiliary import draw
 from ppl_toolkit.inference.involution import Involutive, Trial, log_determinant
 from ppl_toolkit.inference.kernel import SAMPLING, Info, Kernel, Spec, Stage
 from ppl_toolkit.inference.randomness import switch
-from ppl_toolkit.inference.slots import element, with_element
+from ppl_toolkit.inference.slots import choice, element, with_element
 from ppl_toolkit.inference.target import Space, Target
 from ppl_toolkit.layout import Plate
 from ppl_toolkit.positions import Position
@@ -38,9 +38,10 @@ class _Counted(Involutive):
 
 
 class Move(Spec):
-    """A move between dimensions (or not), given by an auxiliary program and an involution."""
+    """A move between dimensions (or not), given by an auxiliary program and an involution.
 
-    tried: ClassVar[bool] = True
+    Only moves that take functions of the user's are tried before a run.
+    """
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -92,57 +93,60 @@ class Moves(Move):
     them, and results say in ``sample_stats`` which move was tried and whether it was accepted.
 
     Args:
-        parts: moves such as `BirthDeath`, `SplitMerge`, `Switch`, `Walk`.
+        choices: moves such as `BirthDeath`, `SplitMerge`, `Switch`, `Walk`.
         weights: their probabilities, up to a factor; equal if None.
 
     Cost per step: one log density, and the auxiliary programs of all parts (those of the parts not
     taken are drawn and ignored).
     """
 
-    alternatives: tuple[Move, ...]
+    choices: tuple[Move, ...]
     weights: tuple[float, ...] | None = None
 
     def __post_init__(self) -> None:
-        parts = tuple(self.alternatives)
+        parts = tuple(self.choices)
         if not parts or not all(isinstance(part, Move) for part in parts):
             raise OptionError(
-                f"Moves takes moves such as BirthDeath(plate) or Walk(site, 0.5); got {parts!r:.80}."
+                "Moves takes moves such as BirthDeath(plate) or Walk(site, 0.5); got "
+                f"{parts!r:.80}."
             )
         weights = np.ones(len(parts)) if self.weights is None else np.asarray(self.weights, float)
         if weights.shape != (len(parts),) or not (np.isfinite(weights) & (weights > 0)).all():
             raise OptionError(
                 f"{len(parts)} moves need as many positive weights; got {self.weights!r:.80}."
             )
-        object.__setattr__(self, "alternatives", parts)
+        object.__setattr__(self, "choices", parts)
         object.__setattr__(self, "weights", tuple((weights / weights.sum()).tolist()))
 
     @property
     def parts(self) -> tuple[Any, ...]:
-        return self.alternatives
+        return self.choices
 
     @property
     def names(self) -> tuple[str, ...]:
-        names = [name for part in self.alternatives for name in part.names]
+        names = [name for part in self.choices for name in part.names]
         return tuple(
             name if names.count(name) == 1 else f"{name} {names[:i].count(name) + 1}"
             for i, name in enumerate(names)
         )
 
     def number(self, v: Values) -> Any:
-        first = np.cumsum([0, *(len(part.names) for part in self.alternatives)])
-        each = [part.number(self._own(v, i)) + first[i] for i, part in enumerate(self.alternatives)]
+        first = np.cumsum([0, *(len(part.names) for part in self.choices)])
+        each = [part.number(self._own(v, i)) + first[i] for i, part in enumerate(self.choices)]
         return jnp.stack(each)[v["part"]]
 
     def require(self, space: Space) -> None:
-        for part in self.alternatives:
+        for part in self.choices:
             part.require(space)
 
     def moves(self, space: Space) -> frozenset[str]:
-        return frozenset().union(*(part.moves(space) for part in self.alternatives))
+        return frozenset().union(*(part.moves(space) for part in self.choices))
 
     def trials(self, target: Target, position: Position, key: Any) -> dict[str, Any]:
         found: dict[str, Any] = {}
-        for i, part in enumerate(self.alternatives):
+        for i, part in enumerate(self.choices):
+            if not part.needs_trial:
+                continue
             own = part.trials(target, position, key)
             found |= {f"{label}, part {i} of Moves": trial for label, trial in own.items()}
         return found
@@ -153,12 +157,12 @@ class Moves(Move):
 
     def auxiliary(self, position: Position, target: Target) -> None:
         part = numpyro.sample("part", dist.Categorical(jnp.asarray(self.weights)))
-        for i, move in enumerate(self.alternatives):
+        for i, move in enumerate(self.choices):
             with handlers.scope(prefix=str(i)), handlers.mask(mask=part == i):
                 move.auxiliary(position, target)
 
     def _taken(self, function: Callable[[int, Move], Callable], v: Values, *args: Any) -> Any:
-        branches = [function(i, move) for i, move in enumerate(self.alternatives)]
+        branches = [function(i, move) for i, move in enumerate(self.choices)]
         return switch(v["part"], branches, *args)
 
     def involution(
@@ -231,7 +235,7 @@ class Walk(Move):
         plate, x = self._plate(target), position[self.site]
         if plate is not None:
             count = jnp.maximum(position[plate.number], 1)  # with none, an inactive one is moved
-            numpyro.sample("slot", _uniform_below(count, plate.size))
+            numpyro.sample("slot", uniform_below(count, plate.size))
             x = element(position, plate, 0)[self.site]
         numpyro.sample("step", dist.Normal(jnp.zeros_like(x), self.scale).to_event(x.ndim))
 
@@ -245,8 +249,9 @@ class Walk(Move):
         return with_element(position, plate, v["slot"], {self.site: old + v["step"]}), back
 
 
-def _uniform_below(count: Any, size: int) -> Any:
-    return dist.Categorical(logits=jnp.where(jnp.arange(size) < count, 0.0, -jnp.inf))
+def uniform_below(count: Any, size: int) -> Any:
+    """Uniform on 0, ..., count - 1, of ``size`` numbers."""
+    return choice(jnp.where(jnp.arange(size) < count, 0.0, -jnp.inf))
 
 
 def moves_of(specs: Sequence[Any]) -> tuple[str, ...]:

@@ -5,7 +5,8 @@ law for inactive elements all the same, and theirs is N(0, 1) on the real space 
 discrete ones), whatever the prior. Inactive elements then say nothing to the rest of the model: the
 other choice, that they keep their own prior given their parents (Carlin and Chib 1995), leaves the
 same posterior of k and of what is active, but lets a parent move only as far as its inactive
-children follow. Both laws are normalised, so that evidences are those of the model.
+children follow (2.3 times the effective sample size of a parent of up to ten groups, under NUTS:
+benchmarks/reversible_jump.py). Both laws are normalised, so that evidences are those of the model.
 """
 
 from __future__ import annotations

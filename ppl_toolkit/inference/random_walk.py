@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -67,6 +67,8 @@ class RandomWalk(Spec):
 
     scale: float | None = None
     target_acceptance: float = 0.234
+
+    tunes: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         if self.scale is not None and not 0.0 < self.scale < float("inf"):

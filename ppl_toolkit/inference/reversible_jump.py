@@ -18,14 +18,14 @@ from typing import Any
 
 import jax.numpy as jnp
 import numpyro
-import numpyro.distributions as dist
 from numpyro import handlers
 from numpyro.primitives import Messenger
 
 from ppl_toolkit.errors import MethodError, OptionError, SiteError
-from ppl_toolkit.inference.moves import Move
+from ppl_toolkit.inference.moves import Move, uniform_below
 from ppl_toolkit.inference.slots import (
     arranged,
+    choice,
     element,
     moved,
     own_law,
@@ -43,11 +43,6 @@ __all__ = ["BirthDeath", "Jump", "Switch"]
 
 Values = Mapping[str, Any]
 Proposal = Callable[[Position, Target], Any]
-
-
-def below(count: Any, size: int) -> Any:
-    """Uniform on 0, ..., count - 1, of ``size`` numbers."""
-    return dist.Categorical(logits=jnp.where(jnp.arange(size) < count, 0.0, -jnp.inf))
 
 
 class Jump(Move):
@@ -70,7 +65,7 @@ class Jump(Move):
         """Draw whether an element is added: b_k = P(up | k), d_k = 1 - b_k."""
         b = 0.5 if self.up is None else self.up(k)
         b = jnp.where(k <= levels[0], 1.0, jnp.where(k >= levels[-1], 0.0, b))
-        return numpyro.sample("up", dist.Categorical(logits=jnp.log(jnp.stack([1.0 - b, b]))))
+        return numpyro.sample("up", choice(jnp.log(jnp.stack([1.0 - b, b]))))
 
     def sample_rest(self, position: Position, target: Target, plate: Plate, up: Any) -> None:
         """Draw what the slot of a removed element will hold."""
@@ -121,7 +116,7 @@ class BirthDeath(Jump):
         k = position[plate.number]
         up = self.sample_up(k, target.support(plate.number))
         places = {"": k + up, "index": 1}.get(plate.order, jnp.where(up, 1, k))
-        numpyro.sample("slot", below(places, plate.size))
+        numpyro.sample("slot", uniform_below(places, plate.size))
         with handlers.mask(mask=up == 1):
             if self.proposal is None:
                 first = jnp.minimum(k, plate.size - 1)
@@ -265,7 +260,7 @@ class Switch(Move):
         cases, levels = self._layout(target), target.support(self.site)
         now = position[self.site]
         others = jnp.where(levels == now, -jnp.inf, 0.0)
-        to = numpyro.sample("to", dist.Categorical(logits=others))
+        to = numpyro.sample("to", choice(others))
         entered = {f"born/{name}": levels[to] == case for name, case in cases.items()}
         with _MaskEach(entered):
             if self.proposal is None:

@@ -19,6 +19,7 @@ from ppl_toolkit.positions import Position
 
 __all__ = [
     "arranged",
+    "choice",
     "element",
     "moved",
     "own_law",
@@ -102,6 +103,11 @@ def moved(size: int, source: Any, to: Any) -> Any:
 
 
 # -- laws ----------------------------------------------------------------------------------------
+
+
+def choice(log_weights: Any) -> Any:
+    """An index with probabilities in proportion to weights, some of which may be zero."""
+    return dist.Categorical(logits=log_weights, validate_args=False)
 
 
 class _Finite(dist.Distribution):

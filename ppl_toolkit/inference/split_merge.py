@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -15,9 +15,11 @@ from numpyro import handlers
 
 from ppl_toolkit.errors import MethodError
 from ppl_toolkit.inference.involution import log_determinant
+from ppl_toolkit.inference.moves import uniform_below
 from ppl_toolkit.inference.reversible_jump import Jump, chosen, orders, prefixed
 from ppl_toolkit.inference.slots import (
     arranged,
+    choice,
     element,
     moved,
     own_law,
@@ -46,7 +48,7 @@ class SplitMerge(Jump):
         plate: the masked plate, with continuous sites; d numbers per slot.
         split: (parent, u) -> (left, right), values by site.
         merge: (left, right) -> (parent, u), its inverse.
-        auxiliary: NumPyro program without arguments that draws u, d numbers in all.
+        auxiliary_law: NumPyro program without arguments that draws u, d numbers in all.
         pairs: (position, plate) -> log weights (size, size) of the pairs (left, right) to merge, of
             which inactive ones are left out; equal if None. Splits into pairs that would never be
             merged are refused by themselves.
@@ -63,6 +65,8 @@ class SplitMerge(Jump):
     pairs: Callable[[Position, Plate], Any] | None = None
     up: Callable[[Any], Any] | None = None
     kind: tuple[str, str] = ("split", "merge")
+
+    tried: ClassVar[bool] = True
 
     @property
     def label(self) -> str:
@@ -105,7 +109,7 @@ class SplitMerge(Jump):
         split = jnp.where(parent & place, 0.0, -jnp.inf)
         pairs = jnp.where(up == 1, split, self._log_pairs(position, plate)).reshape(-1)
         possible = jnp.any(pairs > -jnp.inf)
-        numpyro.sample("pair", dist.Categorical(logits=jnp.where(possible, pairs, 0.0)))
+        numpyro.sample("pair", choice(jnp.where(possible, pairs, 0.0)))
         numpyro.factor("possible", jnp.where(possible, 0.0, -jnp.inf))
         with handlers.mask(mask=up == 1), handlers.scope(prefix="u"):
             self.auxiliary_law()
@@ -310,8 +314,7 @@ class StepSplit(Jump):
         k = position[plate.number]
         up = self.sample_up(k, target.support(plate.number))
         places = jnp.where(up, 1, k) if plate.order else k + up
-        slots = jnp.where(jnp.arange(plate.size) < places, 0.0, -jnp.inf)
-        numpyro.sample("slot", dist.Categorical(logits=slots))
+        numpyro.sample("slot", uniform_below(places, plate.size))
         with handlers.mask(mask=up == 1):
             if self.proposal is None:
                 axis = dict(plate.axes)[self.at]

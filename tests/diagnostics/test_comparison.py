@@ -522,9 +522,9 @@ def test_refits_show_their_progress(outlier, refitted, capsys):
     with pytest.raises(OptionError, match="progress must be"):
         ppl.loo(outlier, effects, Y, progress="loud")
     quiet(ppl.loo, outlier, effects, Y, refit=2, progress="lines")
-    assert "leave-one-out refits: 2/2" in capsys.readouterr().err
+    assert "leaving out: 2/2 refits" in capsys.readouterr().err
     quiet(ppl.loo, outlier, effects, Y, refit=2)  # lines where there is no terminal
-    assert "leave-one-out refits: 2/2" in capsys.readouterr().err
+    assert "leaving out: 2/2 refits" in capsys.readouterr().err
     quiet(ppl.loo, outlier, effects, Y, refit=2, progress=False)
     quiet(ppl.loo, outlier, effects, Y, progress="lines")
     assert capsys.readouterr().err == ""

@@ -17,6 +17,7 @@ import ppl_toolkit as ppl
 from ppl_toolkit.errors import DataError, MethodError, OptionError
 from ppl_toolkit.inference import (
     HMC,
+    MCMC,
     NUTS,
     SMC,
     Gibbs,
@@ -110,14 +111,19 @@ def without_number_of_choices(position, v, target):
 # -- pseudo-marginal: noise of mean one in the place of an estimate --------------------------------
 
 
+def location(y):
+    a = numpyro.sample("a", dist.Normal(0, 1))
+    with numpyro.plate("n", len(y)):
+        numpyro.sample("y", dist.Normal(a, 1), obs=y)
+
+
 def walk(position, target):
-    for name, x in position.items():
-        numpyro.sample(name, dist.Normal(x, 0.7))
+    numpyro.sample("a", dist.Normal(position["a"], 1.5))
 
 
 def noise(key, position):
     """Log of an unbiased estimate of one, the noisier the larger a is."""
-    sd = 1.0 / (1.0 + jnp.exp(-2.0 * position["a"]))
+    sd = 2.0 / (1.0 + jnp.exp(-2.0 * position["a"]))
     return sd * random.normal(key) - 0.5 * sd**2
 
 
@@ -193,14 +199,18 @@ def test_options_and_models_that_cannot_be_checked():
     with pytest.raises(MethodError, match="improper"):
         ppl.check(flat, 1.0)
     with pytest.raises(MethodError, match="no part of the kernel moves"):
-        ppl.check(location_scale, Y, method=block(NUTS(), "a"))
+        ppl.check(location_scale, Y, method=MCMC(block(NUTS(), "a")))
+
+
+def test_a_part_may_leave_sites_alone():
+    assert ppl.check(location_scale, Y, method=block(random_walk(0.5), "a"))
 
 
 # -- the default budget on twenty seeds ------------------------------------------------------------
 
 WRONG = {
     "no Jacobian": (location_scale, (Y,), WRONG_STRETCH),
-    "estimated again": (location_scale, (Y,), EstimatedAgain(walk, noise)),
+    "estimated again": (location, (Y[:2],), EstimatedAgain(walk, noise)),
     "dropped number of choices": (
         branching, (np.asarray(1.3),),
         involutive(single_site, exchange, log_det=without_number_of_choices),
@@ -213,7 +223,7 @@ RIGHT = {
     "NUTS and Gibbs": (
         mixed, (np.zeros(6),), cycle([block(NUTS(), ["w", "mu"]), block(Gibbs(), "z")]),
     ),
-    "pseudo-marginal": (location_scale, (Y,), PseudoMarginal(walk, noise)),
+    "pseudo-marginal": (location, (Y[:2],), PseudoMarginal(walk, noise)),
     "SMC": (location_scale, (Y,), SMC(particles=256)),
 }  # fmt: skip
 

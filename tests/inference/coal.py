@@ -1,9 +1,11 @@
-"""The coal-mining disasters, a model of their rate, and its exact posterior of the number of steps.
+"""The coal-mining disasters: a model of their rate, and the exact posterior of its number of steps.
 
-Data: dates of 191 explosions in British coal mines that killed ten men or more, 1851 to 1962. Jarrett
-(1979), Biometrika 66, after Maguire, Pearson and Wynn (1952); as in the data set ``coal`` of R's
-package boot. Model: Green (1995), Biometrika 82, section 4.
+Data: dates of 191 explosions in British coal mines that killed ten men or more, 1851 to 1962.
+Jarrett (1979), Biometrika 66, after Maguire, Pearson and Wynn (1952); as in the data set ``coal``
+of R's package boot. Model: Green (1995), Biometrika 82, section 4.
 """
+
+import itertools
 
 import jax.numpy as jnp
 import numpy as np
@@ -53,9 +55,10 @@ def days():
 
 # p(k | y), k = 1, ..., 12, by quadrature (see `posterior_of_steps`).
 EXACT = {
-    "year": [0.056683, 0.245359, 0.290212, 0.229086, 0.115687, 0.044102, 0.013889, 0.003796, 0.000928,
-             0.000206, 0.000042, 0.000008],
-    "first event": [0.05080, 0.24519, 0.29205, 0.23152, 0.11685, 0.04452, 0.01403, 0.00384, 0.00094],
+    "year": [0.056683, 0.245359, 0.290212, 0.229086, 0.115687, 0.044102, 0.013889, 0.003796,
+             0.000928, 0.000206, 0.000042, 0.000008],
+    "first event": [0.05080, 0.24519, 0.29205, 0.23152, 0.11685, 0.04452, 0.01403, 0.00384,
+                    0.00094],
 }  # fmt: skip
 LOG_EVIDENCE = [-1218.7672, -1188.7097, -1187.6499, -1187.4820, -1187.4308, -1187.6032]  # k = 0..5
 
@@ -100,7 +103,7 @@ def posterior_of_steps(events, span=DAYS, most=12, q=5, panel=120.0):
 
     cuts = np.unique(np.concatenate([[0.0, span], events[(events > 0) & (events < span)]]))
     edges = [cuts[:1]]
-    for a, b in zip(cuts, cuts[1:], strict=False):
+    for a, b in itertools.pairwise(cuts):
         pieces = max(1, int(np.ceil((b - a) / panel)))
         edges.append(np.linspace(a, b, pieces + 1)[1:])
     edges = np.concatenate(edges)
