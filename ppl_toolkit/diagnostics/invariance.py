@@ -116,12 +116,6 @@ def _replicated(
 ) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
     """Quantities of every replication before and after the steps."""
 
-    def target_of(data: Sequence[Any], position: Any) -> Target:
-        return Target(
-            lambda x: positions.log_parts(program, x, data),
-            positions.levels(program, position, data),
-        )
-
     def joint(key: Any, data: Sequence[Any]) -> tuple[Any, tuple[Any, ...]]:
         """A position from the prior, and the data with simulated observations."""
         key_prior, key_data = jax.random.split(key)
@@ -140,7 +134,7 @@ def _replicated(
         """The kernel's state after warm-up on one data set."""
         key = jax.random.fold_in(jax.random.wrap_key_data(words), _PILOT)
         position, data = joint(key, data)
-        target, plan = target_of(data, position), schedule(_WARMUP)
+        target, plan = Target.of_program(program, data, position), schedule(_WARMUP)
 
         def step(i: Any, state: Any) -> Any:
             kernel = spec.bind(target, Stage(i, plan))
@@ -154,7 +148,7 @@ def _replicated(
             key = jax.random.fold_in(jax.random.wrap_key_data(words), index)
             key, key_steps = jax.random.split(key)
             position, new_data = joint(key, data)
-            kernel = spec.bind(target_of(new_data, position), SAMPLING)
+            kernel = spec.bind(Target.of_program(program, new_data, position), SAMPLING)
             state = lax.fori_loop(
                 0,
                 steps,

@@ -281,11 +281,7 @@ def exactness(program: Program, spec: Any) -> Exactness:
 
         log_pi = np.asarray(jax.jit(jax.vmap(log_density))(states))
         first = jax.tree.map(lambda x: x[0], states)
-        target = Target(
-            lambda x: positions.log_parts(program, x, data),
-            positions.levels(program, first, data),
-        )
-        kernel = spec.bind(target)
+        kernel = spec.bind(Target.of_program(program, data, first))
 
         def step(key: Any, position: Any) -> Any:
             state = kernel.init(position, random.key(0))

@@ -18,7 +18,7 @@ from ppl_toolkit.inference.adaptation import Schedule, schedule
 from ppl_toolkit.inference.involution import judge
 from ppl_toolkit.inference.kernel import Info, Kernel, Stage, require_spec
 from ppl_toolkit.inference.moves import moves_of
-from ppl_toolkit.inference.target import Target, space_of
+from ppl_toolkit.inference.target import Space, Target, space_of
 from ppl_toolkit.layout import Layout, in_order
 from ppl_toolkit.positions import Position
 
@@ -104,23 +104,27 @@ class MCMC:
 
     def check(self, program: Any) -> None:
         """Refuse programs with sites that the kernel cannot move, or leaves alone."""
-        space = space_of(program)
+        space = self._require(program)
         if still := sorted(set(space) - self.kernel.moves(space)):
             raise MethodError(
                 f"no part of the kernel moves the latent sites {still}; add a block for them to "
                 "the cycle."
             )
-        self.check_kernel(program)
+        self._try_out(program)
 
     def check_kernel(self, program: Any) -> None:
-        """Refuse programs with sites that the kernel cannot move, and kernels that are wrong."""
+        """The same, but for a kernel that may leave sites alone."""
+        self._require(program)
+        self._try_out(program)
+
+    def _require(self, program: Any) -> Space:
         space = space_of(program)
         if not space:
             raise MethodError("the model has no latent site to infer.")
         self.kernel.require(space)
         if self.kernel.needs_relaxation:
             _require_relaxation(program)
-        self._try_out(program)
+        return space
 
     def _try_out(self, program: Any) -> None:
         """Try parts that can be wrong, such as involutions, at some draws from the prior."""
@@ -131,16 +135,7 @@ class MCMC:
             def one(number: Any) -> Any:
                 key = random.fold_in(random.wrap_key_data(words), number)
                 position = positions.start_position(program, key, data)
-                target = Target(
-                    lambda x: positions.log_parts(program, x, data),
-                    positions.levels(program, position, data),
-                    layout=program.layout,
-                    own=(
-                        lambda given: positions.own_draws(program, given, data),
-                        lambda x: positions.own_scores(program, x, data),
-                    ),
-                )
-                return self.kernel.trials(target, position, key)
+                return self.kernel.trials(Target.of_program(program, data, position), position, key)
 
             return jax.vmap(one)(jnp.arange(_TRIALS))
 

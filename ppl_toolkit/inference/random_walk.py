@@ -31,6 +31,7 @@ from ppl_toolkit.positions import Position
 
 __all__ = ["RandomWalk"]
 
+_GAMMA = 0.5  # of dual averaging: one proposal says less of the acceptance than a trajectory does
 _BEST_SCALE = 2.38  # over sqrt(D): optimal for Gaussian targets of high dimension
 
 
@@ -143,7 +144,8 @@ class RandomWalk(Spec):
     def _adapted(self, walk: Walk, x: Any, rate: Any, stage: Stage) -> Walk:
         """One step of the warm-up: the step size at every one, the covariance in windows."""
         plan = stage.schedule
-        averaging = walk.averaging.update(rate, jnp.asarray(self.target_acceptance, rate.dtype))
+        target = jnp.asarray(self.target_acceptance, rate.dtype)
+        averaging = walk.averaging.update(rate, target, gamma=_GAMMA)
         gathered = jax.tree.map(
             lambda new, old: jnp.where(plan.collects(stage.index), new, old),
             walk.moments.update(x),

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 
+from ppl_toolkit import positions
 from ppl_toolkit.layout import Cases, Layout, Plate
 from ppl_toolkit.positions import Position
 
@@ -72,6 +73,25 @@ class Target:
     def of(cls, log_density: Callable[[Position], Any], **levels: Any) -> Target:
         """A bare log density, all of it likelihood."""
         return cls(lambda x: (0.0, log_density(x)), levels)
+
+    @classmethod
+    def of_program(cls, program: Any, data: Any, position: Position) -> Target:
+        """The posterior of a program given data, for use inside a traced function.
+
+        Args:
+            program: the program.
+            data: the arrays of `Program.data`, or others of the same shapes.
+            position: any position; what supports depend on is taken from it.
+        """
+        return cls(
+            lambda x: positions.log_parts(program, x, data),
+            positions.levels(program, position, data),
+            layout=program.layout,
+            own=(
+                lambda given: positions.own_draws(program, given, data),
+                lambda x: positions.own_scores(program, x, data),
+            ),
+        )
 
     def log_density(self, position: Position) -> Any:
         return self._total(*self.parts(position))
