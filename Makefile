@@ -33,6 +33,8 @@ bench: .venv/.bench       ## side by side with peers: make bench DATA=path/to/po
 	$(BIN)/python benchmarks/startup.py
 	$(BIN)/python benchmarks/runtime.py
 	$(BIN)/python benchmarks/diagnostics.py
+	$(BIN)/python benchmarks/smc.py
+	$(BIN)/python benchmarks/reversible_jump.py
 	$(if $(DATA),$(BIN)/python benchmarks/mcmc.py $(DATA))
 
 docs: .venv/.docs         ## all tutorials in full, as pages in docs/_build

@@ -195,6 +195,10 @@ def _started(
     if warmup is None:
         warmup = method.warmup if earlier is None else method.refit_warmup
     call = options.call(program, method, reason, labels, warmup, store)
+    if init is not None and earlier is None and not getattr(method, "takes_start", True):
+        raise OptionError(
+            f"{type(method).__name__} does not start from a given position; leave init= out."
+        )
     begin = Begin(*start_positions(program, init, call.chains, call.seed, call.superchains))
     if earlier is not None:
         _require_same_sites(program, earlier)

@@ -142,6 +142,9 @@ CASES = {
     "draws fractional": (lambda: schools(draws=10.5), OptionError, "draws"),
     "draws boolean": (lambda: schools(draws=True), OptionError, "draws"),
     "chains 0": (lambda: schools(chains=0), OptionError, "chains"),
+    "a start for SMC": (
+        lambda: schools(method="smc", init={"mu": 0.0}), OptionError, "leave init= out",
+    ),
     "superchains 1": (lambda: schools(superchains=1), OptionError, "superchains"),
     "uneven superchains": (
         lambda: schools(chains=10, superchains=4), OptionError, "parts? chains=10 into equal",

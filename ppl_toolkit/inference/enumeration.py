@@ -36,6 +36,7 @@ class Enumeration:
     max_configurations: int = 2**20
 
     needs: ClassVar[tuple[str, ...]] = ("log_configuration", "configuration")
+    takes_start: ClassVar[bool] = False
     refit_warmup: ClassVar[int] = 0
     warmup: int = dataclasses.field(default=0, init=False)
 

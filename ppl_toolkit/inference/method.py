@@ -20,6 +20,10 @@ class Method(Protocol):
         needs: names of the `Program` functions it uses, e.g. ``("log_density", "constrain")``.
         warmup: default number of warm-up iterations.
         refit_warmup: warm-up iterations when a run starts from an earlier result.
+
+    Optional: ``draws``, a default number of draws; ``takes_start = False`` for methods that do not
+    start from a position; ``attributes()``, ``groups(state)`` and ``problem(state)`` for what else
+    a result says.
     """
 
     needs: ClassVar[tuple[str, ...]]

@@ -20,6 +20,7 @@ class Prior:
 
     needs: ClassVar[tuple[str, ...]] = ("prior",)
     group: ClassVar[str] = "prior"
+    takes_start: ClassVar[bool] = False
     refit_warmup: ClassVar[int] = 0
     warmup: int = dataclasses.field(default=0, init=False)
 

@@ -134,6 +134,7 @@ class SMC:
     warmup: int = 100
 
     refit_warmup: ClassVar[int] = 100
+    takes_start: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         if self.kernel is not None:

@@ -14,6 +14,7 @@ import pytest
 from jax import random
 
 import ppl_toolkit as ppl
+from ppl_toolkit import executables
 from ppl_toolkit.errors import DataError, MethodError, OptionError
 from ppl_toolkit.inference import (
     HMC,
@@ -27,6 +28,8 @@ from ppl_toolkit.inference import (
     cycle,
     involutive,
     mixture,
+    smc,
+    smc_stage,
 )
 from ppl_toolkit.inference import mcmc as mcmc_module
 from ppl_toolkit.inference.involution import random_walk
@@ -225,6 +228,7 @@ RIGHT = {
     ),
     "pseudo-marginal": (location, (Y[:2],), PseudoMarginal(walk, noise)),
     "SMC": (location_scale, (Y,), SMC(particles=256)),
+    "SMC over batches": (location_scale, (Y,), SMC(particles=256, batches=3)),
 }  # fmt: skip
 
 
@@ -235,6 +239,27 @@ def test_wrong_samplers_are_found_out_in_nineteen_of_twenty_seeds(name, no_trial
     if "stretch" in str(kernel):  # which does not move the sign of a, nor s
         kernel = cycle([kernel, block(NUTS(), "s")])
     found = [not ppl.check(model, *args, method=kernel, seed=s, progress=False) for s in SEEDS]
+    assert sum(found) >= 19
+
+
+@pytest.mark.slow
+def test_data_counted_twice_are_found_out_in_nineteen_of_twenty_seeds(monkeypatch):
+    """SMC over three batches of data whose weights see the first batch again at the end."""
+
+    def twice(generations, point):
+        like = generations.particles.log_likelihood
+        again = jnp.where(point >= like.shape[1], like[:, 0], 0.0)
+        return smc_stage.log_weights(generations, point) + again
+
+    monkeypatch.setattr(smc, "log_weights", twice)
+    executables.clear()
+    try:
+        method = SMC(particles=256, batches=3)
+        found = [
+            not ppl.check(location_scale, Y, method=method, seed=s, progress=False) for s in SEEDS
+        ]
+    finally:
+        executables.clear()
     assert sum(found) >= 19
 
 
