@@ -56,6 +56,10 @@ class masked_plate(numpyro.plate):
         ModelError: sizes that are no int.
     """
 
+    def __new__(cls, *_: Any, **__: Any) -> masked_plate:
+        # NumPyro's enumeration puts a maker of plain plates in the place of that of its own class.
+        return object.__new__(cls)
+
     def __init__(
         self, name: str, size: int, k: Any, dim: int | None = None, order: str | None = None
     ) -> None:

@@ -796,6 +796,19 @@ class TestResults:
                 )
 
 
+def test_masked_plates_survive_an_enumeration_by_funsor():
+    """Which replaces the maker of numpyro.plate for good."""
+
+    def summed_out():
+        x = numpyro.sample("x", dist.Normal(0, 1))
+        with numpyro.plate("row", 2):
+            numpyro.sample("z", dist.Bernoulli(0.3))
+        numpyro.factor("f", -(x**2))
+
+    Program(summed_out).traced("log_density")
+    assert [plate.name for plate in Program(clusters, (np.ones(2),)).layout.plates] == ["cluster"]
+
+
 def test_parents_see_active_elements_only():
     """Without data: the parent keeps its prior whatever k does, and k its own."""
 
