@@ -244,14 +244,14 @@ def test_wrong_samplers_are_found_out_in_nineteen_of_twenty_seeds(name, no_trial
 
 @pytest.mark.slow
 def test_data_counted_twice_are_found_out_in_nineteen_of_twenty_seeds(monkeypatch):
-    """SMC over three batches of data whose weights see the first batch again at the end."""
+    """SMC over three batches of data that weighs and moves with the first batch in it twice."""
+    once = smc_stage.tempered_likelihood
 
-    def twice(generations, point):
-        like = generations.particles.log_likelihood
-        again = jnp.where(point >= like.shape[1], like[:, 0], 0.0)
-        return smc_stage.log_weights(generations, point) + again
+    def twice(point, like):
+        return once(point, like) + once(jnp.minimum(point, 1.0), like)
 
-    monkeypatch.setattr(smc, "log_weights", twice)
+    for module in (smc, smc_stage):
+        monkeypatch.setattr(module, "tempered_likelihood", twice)
     executables.clear()
     try:
         method = SMC(particles=256, batches=3)
