@@ -6,6 +6,7 @@ one element (locally balanced proposals, Gibbs with gradients).
 
 from __future__ import annotations
 
+import abc
 import dataclasses
 from collections.abc import Callable
 from typing import Any, ClassVar
@@ -47,8 +48,9 @@ class _Discrete(Spec):
     def require(self, space: Space) -> None:
         _require_finite(type(self).__name__, space)
 
+    @abc.abstractmethod
     def _step(self, key: Any, position: Position, target: Target) -> tuple[Position, Info]:
-        raise NotImplementedError
+        """The new position, and the statistics."""
 
     def bind(self, target: Target, stage: Stage = SAMPLING) -> Kernel:
         def step(key: Any, state: Placed) -> tuple[Placed, Info]:

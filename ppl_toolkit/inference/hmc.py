@@ -7,6 +7,7 @@ Sources: Neal (2011) for HMC; Hoffman and Gelman (2014) for NUTS and dual averag
 
 from __future__ import annotations
 
+import abc
 import dataclasses
 from collections.abc import Callable
 from types import SimpleNamespace
@@ -355,10 +356,11 @@ class _Hamiltonian(Spec):
             schedule(warmup),
         )
 
+    @abc.abstractmethod
     def transition(
         self, key: Any, point: Point, gradient: Gradient, metric: Metric, step: Scalar
     ) -> tuple[Point, dict[str, Any]]:
-        raise TypeError("a Hamiltonian method defines its transition")
+        """One transition: the new point, and its statistics."""
 
     def init(self, key: Any, start: Any, target: Any, settings: Settings) -> HMCState:
         """Find a point with finite density and gradient, then a step size that accepts half.

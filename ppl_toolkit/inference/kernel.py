@@ -11,6 +11,7 @@ sites given the others leaves the joint target invariant if it leaves their cond
 
 from __future__ import annotations
 
+import abc
 import dataclasses
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, ClassVar, NamedTuple
@@ -108,7 +109,7 @@ class Placed(NamedTuple):
     kept: Any
 
 
-class Spec:
+class Spec(abc.ABC):
     """A description of a kernel.
 
     Attributes:
@@ -136,14 +137,17 @@ class Spec:
         Raises:
             MethodError: says which and why.
         """
+        for part in self.parts:
+            part.require(space)
 
     def moves(self, space: Space) -> frozenset[str]:
-        """The sites that the kernel may change."""
-        return frozenset(space)
+        """The sites that the kernel may change: those of its parts, or all if it has none."""
+        own = [part.moves(space) for part in self.parts]
+        return frozenset().union(*own) if own else frozenset(space)
 
+    @abc.abstractmethod
     def bind(self, target: Target, stage: Stage = SAMPLING) -> Kernel:
         """The kernel that leaves the target invariant."""
-        raise NotImplementedError
 
     def trials(self, target: Target, position: Position, key: Any) -> dict[str, Any]:
         """What involutions among the parts do at one position, by label: see `involution.judge`."""
@@ -259,8 +263,18 @@ class Parts(NamedTuple):
     parts: tuple[Any, ...]
 
 
+class _Several(Spec):
+    """What compositions of several kernels share."""
+
+    kernels: tuple[Any, ...]
+
+    @property
+    def power(self) -> Any:
+        return getattr(self.kernels[0], "power", 1.0)
+
+
 @dataclasses.dataclass(frozen=True)
-class Cycle(Spec):
+class Cycle(_Several):
     """Kernels one after the other."""
 
     kernels: tuple[Any, ...]
@@ -274,17 +288,6 @@ class Cycle(Spec):
         return (self.palindromic or len(self.kernels) == 1) and all(
             spec.reversible for spec in self.kernels
         )
-
-    @property
-    def power(self) -> Any:
-        return getattr(self.kernels[0], "power", 1.0)
-
-    def require(self, space: Space) -> None:
-        for spec in self.kernels:
-            spec.require(space)
-
-    def moves(self, space: Space) -> frozenset[str]:
-        return frozenset().union(*(spec.moves(space) for spec in self.kernels))
 
     def bind(self, target: Target, stage: Stage = SAMPLING) -> Kernel:
         kernels = [spec.bind(target, stage) for spec in self.kernels]
@@ -345,7 +348,7 @@ def _tune_parts(kernels: Sequence[Kernel]) -> Callable:
 
 
 @dataclasses.dataclass(frozen=True)
-class Mixture(Spec):
+class Mixture(_Several):
     """One of several kernels, drawn with constant probabilities."""
 
     kernels: tuple[Any, ...]
@@ -368,17 +371,6 @@ class Mixture(Spec):
     @property
     def reversible(self) -> bool:  # type: ignore[override]
         return all(spec.reversible for spec in self.kernels)
-
-    @property
-    def power(self) -> Any:
-        return getattr(self.kernels[0], "power", 1.0)
-
-    def require(self, space: Space) -> None:
-        for spec in self.kernels:
-            spec.require(space)
-
-    def moves(self, space: Space) -> frozenset[str]:
-        return frozenset().union(*(spec.moves(space) for spec in self.kernels))
 
     def bind(self, target: Target, stage: Stage = SAMPLING) -> Kernel:
         kernels = [spec.bind(target, stage) for spec in self.kernels]
@@ -463,12 +455,6 @@ class Repeat(Spec):
     @property
     def power(self) -> Any:
         return getattr(self.kernel, "power", 1.0)
-
-    def require(self, space: Space) -> None:
-        self.kernel.require(space)
-
-    def moves(self, space: Space) -> frozenset[str]:
-        return self.kernel.moves(space)
 
     def bind(self, target: Target, stage: Stage = SAMPLING) -> Kernel:
         kernel = self.kernel.bind(target, stage)
@@ -599,12 +585,6 @@ class Tempered(Spec):
     @property
     def label(self) -> str:
         return self.kernel.label
-
-    def require(self, space: Space) -> None:
-        self.kernel.require(space)
-
-    def moves(self, space: Space) -> frozenset[str]:
-        return self.kernel.moves(space)
 
     def bind(self, target: Target, stage: Stage = SAMPLING) -> Kernel:
         return self.kernel.bind(target.tempered(self.power), stage)

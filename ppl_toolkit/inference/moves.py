@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import abc
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -52,15 +53,15 @@ class Move(Spec):
         """Which of its ``names`` an auxiliary draw stands for."""
         return jnp.zeros((), jnp.int32)
 
+    @abc.abstractmethod
     def auxiliary(self, position: Position, target: Target) -> None:
         """NumPyro program that draws v."""
-        raise NotImplementedError
 
+    @abc.abstractmethod
     def involution(
         self, position: Position, v: Values, target: Target
     ) -> tuple[Position, dict[str, Any]]:
         """F(x, v), its own inverse."""
-        raise NotImplementedError
 
     def log_det(self, position: Position, v: Values, target: Target) -> Any:
         """Log |det df|."""

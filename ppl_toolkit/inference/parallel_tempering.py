@@ -14,7 +14,7 @@ from jax import random
 from ppl_toolkit.errors import OptionError
 from ppl_toolkit.inference.kernel import SAMPLING, Info, Kernel, Spec, Stage, require_spec
 from ppl_toolkit.inference.randomness import accept, over
-from ppl_toolkit.inference.target import Space, Target
+from ppl_toolkit.inference.target import Target
 from ppl_toolkit.positions import Position
 
 __all__ = ["ParallelTempering"]
@@ -76,12 +76,6 @@ class ParallelTempering(Spec):
     @property
     def label(self) -> str:
         return "parallel_tempering"
-
-    def require(self, space: Space) -> None:
-        self.kernel.require(space)
-
-    def moves(self, space: Space) -> frozenset[str]:
-        return self.kernel.moves(space)
 
     def bind(self, target: Target, stage: Stage = SAMPLING) -> Kernel:
         powers = jnp.asarray(self.powers)
