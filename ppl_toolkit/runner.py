@@ -260,7 +260,8 @@ class Engine:
             )
             return jax.jit(getattr(self, f"_{name}"), keep_unused=True).lower(*avals)
 
-        executable, _ = executables.compiled((name, device, *self._key), build, device)
+        quick = name == "init" and getattr(self.method, "brief_start", False)
+        executable, _ = executables.compiled((name, device, *self._key), build, device, quick)
         return executable.call
 
     def compile(self, *names: str) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import itertools
 import math
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -120,14 +119,16 @@ def transition_matrix(
             new = step(key, state)
         return (number or own_number)(new), jnp.asarray(taken.probability, float)
 
-    matrix = np.zeros((count, count + 1))
+    matrix = np.zeros((count, count))
     many = jax.vmap(jax.vmap(along, (None, 0)), (0, None))
     width = max(1, _BATCH // len(paths))
-    for begin, begin_path in itertools.product(
-        range(0, count, width), range(0, len(paths), _BATCH)
-    ):
+    for begin in range(0, count, width):
         rows = jax.tree.map(lambda x, b=begin: x[b : b + width], states)
-        targets, probabilities = many(rows, paths[begin_path : begin_path + _BATCH])
-        sources = begin + np.arange(targets.shape[0])[:, None]
-        np.add.at(matrix, (sources, np.asarray(targets)), np.asarray(probabilities))
-    return matrix[:, :count]
+        here = matrix[begin : begin + width]
+        sums = np.zeros((len(here), count + 1), np.longdouble)  # so that many paths round once
+        for first_path in range(0, len(paths), _BATCH):
+            targets, probabilities = many(rows, paths[first_path : first_path + _BATCH])
+            sources = np.arange(len(here))[:, None]
+            np.add.at(sums, (sources, np.asarray(targets)), np.asarray(probabilities))
+        here[:] = sums[:, :count]
+    return matrix

@@ -176,7 +176,7 @@ def test_finite_models_are_checked_exactly():
     assert found
     (exact,) = found.exact.values()
     assert exact.states == 27
-    assert max(exact.invariance, exact.rows, exact.asymmetry) < 1e-13
+    assert max(exact.invariance, exact.rows, exact.asymmetry) < 1e-14
 
 
 def test_the_number_of_choices_belongs_into_the_ratio(no_trial):

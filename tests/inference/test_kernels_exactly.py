@@ -154,16 +154,16 @@ def test_gibbs_is_the_product_of_its_conditionals():
                 to = (*index[:axis], value, *index[axis + 1 :])
                 one[i, np.ravel_multi_index(to, pi.shape)] = conditional[to]
         wanted = wanted @ one
-    np.testing.assert_allclose(matrix(Gibbs()), wanted, rtol=1e-13)
+    np.testing.assert_allclose(matrix(Gibbs()), wanted, rtol=1e-14)
 
 
 def test_a_cycle_is_the_product_and_a_mixture_the_mean():
     one, two = block(Gibbs(), "a"), LocallyBalanced()
     p, q = matrix(one), matrix(two)
-    np.testing.assert_allclose(matrix(cycle([one, two])), p @ q, rtol=1e-13, atol=1e-16)
-    np.testing.assert_allclose(matrix(repeat(two, 3)), q @ q @ q, rtol=1e-13, atol=1e-16)
+    np.testing.assert_allclose(matrix(cycle([one, two])), p @ q, rtol=1e-14, atol=1e-16)
+    np.testing.assert_allclose(matrix(repeat(two, 3)), q @ q @ q, rtol=1e-14, atol=1e-16)
     mixed = matrix(mixture([one, two], [1, 3]))
-    np.testing.assert_allclose(mixed, 0.25 * p + 0.75 * q, rtol=1e-13, atol=1e-16)
+    np.testing.assert_allclose(mixed, 0.25 * p + 0.75 * q, rtol=1e-14, atol=1e-16)
 
 
 def test_delayed_rejection_beats_metropolis_in_peskuns_order():

@@ -94,7 +94,7 @@ def gap(spec, target, states):
     """How far the target is from invariant, and the kernel from reversible."""
     pi, p = law_and_matrix(spec, target, states)
     there = pi > 0
-    np.testing.assert_allclose(p[there].sum(axis=1), 1.0, rtol=1e-13)  # sums of many paths
+    np.testing.assert_allclose(p[there].sum(axis=1), 1.0, rtol=1e-14)
     flow = pi[:, None] * p
     return np.abs(pi @ p - pi).max(), np.abs(flow - flow.T).max(), p
 
@@ -168,7 +168,7 @@ class TestBirthAndDeathOnFiniteSpaces:
         far, asymmetry, p = gap(both, target, states)
         assert max(far, asymmetry) < TOLERANCE
         one, two = (law_and_matrix(part, target, states)[1] for part in both.choices)
-        np.testing.assert_allclose(p, one / 3 + 2 * two / 3, rtol=1e-13, atol=1e-16)
+        np.testing.assert_allclose(p, one / 3 + 2 * two / 3, rtol=1e-14, atol=1e-16)
 
     def test_births_at_the_end_and_deaths_anywhere_are_seen(self, monkeypatch):
         """The forgotten transposition."""
@@ -266,7 +266,7 @@ class TestFinitePrograms:
                 wanted[k, parent] += p * norm.pdf(1.3, sum(z + 0.5 * w for z, w in balls))
         found = np.zeros((3, 2))
         np.add.at(found, (states["k"], states["parent"]), joint)
-        np.testing.assert_allclose(found, wanted, rtol=1e-13)
+        np.testing.assert_allclose(found, wanted, rtol=1e-14)
 
     def test_switching(self):
         program = Program(two_models, (np.array(0.4),))
