@@ -33,8 +33,8 @@ bench: .venv/.bench       ## side by side with peers: make bench DATA=path/to/po
 	$(BIN)/python benchmarks/startup.py
 	$(BIN)/python benchmarks/runtime.py
 	$(BIN)/python benchmarks/diagnostics.py
-	$(BIN)/python benchmarks/smc.py
-	$(BIN)/python benchmarks/reversible_jump.py
+	$(BIN)/python benchmarks/composition.py
+	$(BIN)/python benchmarks/stochastic_gradient.py
 	$(if $(DATA),$(BIN)/python benchmarks/mcmc.py $(DATA))
 
 docs: .venv/.docs         ## all tutorials in full, as pages in docs/_build
@@ -43,6 +43,7 @@ docs: .venv/.docs         ## all tutorials in full, as pages in docs/_build
 validate: .venv/.test     ## real posteriors against their references: make validate DATA=path
 	@test -n "$(DATA)" || { echo "say where the data are: make validate DATA=path/to/posteriordb"; exit 2; }
 	$(BIN)/python benchmarks/validate.py $(DATA)
+	$(BIN)/python benchmarks/validate_smc.py $(DATA)
 
 clean:
 	rm -rf .venv out docs/_build

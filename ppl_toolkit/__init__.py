@@ -31,12 +31,16 @@ _HOME = {
     "loo": "diagnostics.leave_one_out",
     "compare": "diagnostics.comparison",
     "check": "diagnostics.validity",
+    "cross_check": "diagnostics.jump_evidence",
     "HMC": "inference.hmc",
     "NUTS": "inference.hmc",
     "Prior": "inference.prior",
     "Enumeration": "inference.enumeration",
     "MCMC": "inference.mcmc",
     "SMC": "inference.smc",
+    "SGLD": "inference.stochastic_gradient",
+    "SGHMC": "inference.stochastic_gradient",
+    "SGNHT": "inference.stochastic_gradient",
 }
 _ROOMS = ("convergence", "diagnostics", "errors", "inference")
 
@@ -49,6 +53,7 @@ if TYPE_CHECKING:
     from ppl_toolkit.diagnostics.comparison import compare
     from ppl_toolkit.diagnostics.findings import findings
     from ppl_toolkit.diagnostics.geweke import geweke
+    from ppl_toolkit.diagnostics.jump_evidence import cross_check
     from ppl_toolkit.diagnostics.leave_one_out import loo
     from ppl_toolkit.diagnostics.report import report
     from ppl_toolkit.diagnostics.sensitivity import sensitivity
@@ -60,6 +65,7 @@ if TYPE_CHECKING:
     from ppl_toolkit.inference.mcmc import MCMC
     from ppl_toolkit.inference.prior import Prior
     from ppl_toolkit.inference.smc import SMC
+    from ppl_toolkit.inference.stochastic_gradient import SGHMC, SGLD, SGNHT
     from ppl_toolkit.predictions import log_likelihood, predict
     from ppl_toolkit.program import Program
     from ppl_toolkit.results import summary

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import time
 from collections.abc import Mapping
@@ -16,7 +17,7 @@ from ppl_toolkit import results
 from ppl_toolkit.bare_density import is_density
 from ppl_toolkit.diagnostics.findings import as_json, diagnose
 from ppl_toolkit.diagnostics.structure import model_sites, model_source
-from ppl_toolkit.errors import InitializationError, SamplingError
+from ppl_toolkit.errors import InitializationError, PPLError, SamplingError
 from ppl_toolkit.program import Program
 from ppl_toolkit.progress import progress_for
 from ppl_toolkit.runner import Engine, MemorySink, Outcome, Run
@@ -56,6 +57,11 @@ class Call(NamedTuple):
     @property
     def name(self) -> str:
         return type(self.method).__name__
+
+    @property
+    def draws_rows(self) -> bool:
+        """Whether subsampled plates see new rows at every step."""
+        return bool(self.program.subsampled) and getattr(self.method, "minibatches", False)
 
     def identity(self) -> dict[str, Any]:
         """What a resumed run must share with this one."""
@@ -107,7 +113,7 @@ def carry_out(call: Call, begin: Begin) -> xarray.DataTree:
     identity = call.identity()
     clock = time.perf_counter()
     engine = Engine(program, method, call.lanes, call.devices)
-    other = results.data_groups(program, call.coords)
+    other = _data_groups(call)
     total = call.warmup + call.draws
     going_on = begin.iteration > 0
     if call.store is not None and not going_on:
@@ -154,6 +160,17 @@ def carry_out(call: Call, begin: Begin) -> xarray.DataTree:
     tree = _labelled(call, sink, outcome, attributes, other, begin.draws)
     _require_arrived(call, outcome, tree)
     return tree
+
+
+def _data_groups(call: Call) -> dict[str, xarray.Dataset]:
+    """The data; all rows of plates that see new ones at every step, where the model allows."""
+    program = call.program
+    if call.draws_rows:
+        with contextlib.suppress(PPLError):
+            plates = {variable_name(plate) for plate in program.subsampled}
+            labels = {dim: label for dim, label in call.coords.items() if dim not in plates}
+            return results.data_groups(program.whole, labels)
+    return results.data_groups(program, call.coords)
 
 
 def _require_arrived(call: Call, outcome: Outcome, tree: xarray.DataTree) -> None:
@@ -256,7 +273,8 @@ def _attributes(
     if program.arguments.narrowed:
         attributes["float32_data"] = ", ".join(program.arguments.narrowed)
     if program.subsampled:
-        attributes["subsampled_plates"] = ", ".join(program.subsampled)
+        name = "minibatched_plates" if call.draws_rows else "subsampled_plates"
+        attributes[name] = ", ".join(program.subsampled)
     return attributes
 
 

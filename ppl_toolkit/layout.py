@@ -99,7 +99,7 @@ class Plate(NamedTuple):
 
     Attributes:
         name, size: of the plate.
-        number: the site of the number of active slots.
+        number: the site of the number of active slots, latent or given.
         order: "" if slots are exchangeable; "index" if slot i + 1 needs slot i (nested models);
             else the site whose values increase from active slot to active slot.
         axes: the latent sites over the plate, and the axis of their values that counts slots.
@@ -121,7 +121,7 @@ class Cases(NamedTuple):
     """Blocks of sites of which one is active.
 
     Attributes:
-        number: the site that says which.
+        number: the site that says which, latent or given.
         sites: the latent sites inside, and the number of the case of each.
     """
 
@@ -149,11 +149,14 @@ class Layout:
 
 
 def in_order(layout: Layout, position: Mapping[str, Any]) -> dict[str, Any]:
-    """The position with the active slots of every plate in the order it asks for."""
+    """The position with the active slots of every plate in the order it asks for.
+
+    Where the position does not say how many are active, all slots are put in order.
+    """
     position = dict(position)
     for plate in layout.plates:
         if plate.order not in ("", "index"):
-            k, x = position[plate.number], position[plate.order]
+            k, x = position.get(plate.number, plate.size), position[plate.order]
             rank = jnp.argsort(jnp.where(jnp.arange(plate.size) < k, x, jnp.inf), stable=True)
             position |= {name: jnp.take(position[name], rank, axis) for name, axis in plate.axes}
     return position
@@ -163,8 +166,8 @@ def read_layout(trace: Mapping[str, Mapping[str, Any]]) -> Layout:
     """The layout of a model from one abstract trace of it.
 
     Raises:
-        ModelError: the number of a plate or case is no integer latent site with values that fit, or
-            a site inside cannot be inactive.
+        ModelError: the number of a plate or case is no integer site with values that fit, or a site
+            inside cannot be inactive.
     """
     marked = {name: m for name, m in trace.items() if mark_of(m) is not None}
     plates: dict[str, Plate] = {}
@@ -206,10 +209,10 @@ def _is_latent(message: Mapping[str, Any]) -> bool:
 
 
 def _number_site(mark: Mark, trace: Mapping[str, Mapping[str, Any]]) -> str:
-    """The latent site whose value was given to the context."""
+    """The site whose value was given to the context; it may be conditioned on."""
     what = f"masked_plate {mark.name!r}" if mark.name else "case"
     for name, message in trace.items():
-        if _is_latent(message) and message["value"] is mark.number:
+        if message["type"] == "sample" and message["value"] is mark.number:
             if not jnp.issubdtype(jnp.result_type(message["value"]), jnp.integer):
                 raise ModelError(
                     f"{what} needs a whole number, but site {name!r} is of type "
@@ -224,7 +227,7 @@ def _number_site(mark: Mark, trace: Mapping[str, Mapping[str, Any]]) -> str:
                 raise ModelError(f"{what}: site {name!r} must not itself be inside such a context.")
             return name
     raise ModelError(
-        f"{what} must be given the value of a latent site as it is, so that moves know what to "
+        f"{what} must be given the value of a sample site as it is, so that moves know what to "
         f"change: k = numpyro.sample('k', ...), with the offset in its distribution, such as "
         "DiscreteUniform(1, 10)."
     )

@@ -134,7 +134,9 @@ def _position_of(program: Program, trace: Mapping[str, Any], key: Any) -> dict[s
         resting = _resting_draw(random.fold_in(key, number), trace[name], position[name])
         there = active_elements(trace[name], position[name])
         position[name] = jnp.where(there, position[name], resting)
-    return in_order(program.layout, position)
+    numbers = {plate.number: trace[plate.number]["value"] for plate in program.layout.plates}
+    arranged = in_order(program.layout, {**numbers, **position})
+    return {name: arranged[name] for name in position}
 
 
 # -- elements that are there only sometimes --------------------------------------------------------
@@ -160,13 +162,13 @@ def _log_law_of_layout(program: Program, position: Position, trace: Mapping[str,
         total += jnp.sum(jnp.where(active_elements(trace[name], x), 0.0, each))
     for plate in program.layout.plates:
         if plate.order not in ("", "index"):
-            total += _log_order(plate, position)
+            total += _log_order(plate, trace[plate.number]["value"], position)
     return total
 
 
-def _log_order(plate: Plate, position: Position) -> Any:
-    """Log k! if the active slots are in order, else minus infinity."""
-    k, x = position[plate.number], position[plate.order]
+def _log_order(plate: Plate, k: Any, position: Position) -> Any:
+    """Log k! if the k active slots are in order, else minus infinity."""
+    x = position[plate.order]
     falls = (x[1:] <= x[:-1]) & (jnp.arange(1, plate.size) < k)
     return jnp.where(jnp.any(falls), -jnp.inf, gammaln(k + 1.0))
 

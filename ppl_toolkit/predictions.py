@@ -151,6 +151,16 @@ def _program_like(
     )
 
 
+def _seen(program: Program, tree: xarray.DataTree) -> Program:
+    """The program with all rows of plates that saw new ones at every step, if it runs so."""
+    if "minibatched_plates" not in tree.attrs:
+        return program
+    try:
+        return program.whole
+    except PPLError:
+        return program
+
+
 def _traced_prediction(program: Program, example: Mapping[str, Any], anew: Sequence[str]) -> Traced:
     conditional = not any(site.name in anew for site in program.discrete)
     draw = functools.partial(program.predict, conditional=conditional)
@@ -211,6 +221,8 @@ def predict(
         DataError: coords do not fit, or there is nothing to predict.
     """
     program = _program_like(tree, model, args, with_data(model, kwargs, data))
+    unchanged = _is_same(program, tree)
+    program = _seen(program, tree)
     anew = [resample] if isinstance(resample, str) else list(resample)
     latent = [site.name for site in program.latent]
     if unknown := [name for name in anew if name not in latent]:
@@ -223,7 +235,7 @@ def predict(
         traced = _traced_prediction(program, example, anew)
     drawn = _over_draws(program, traced, values, checked_seed(seed), "predict")
     labels = coords_of(tree, program)
-    same = not anew and _is_same(program, tree)
+    same = not anew and unchanged
     if not same:  # labels of rows are those of the old data; of groups, those of their draws
         groups_kept = {dim for name in values for dim in program.sites[name].dims}
         groups_new = {dim for name in anew for dim in program.sites[name].dims}
@@ -285,6 +297,7 @@ def log_likelihood(
             "observation alone. Write the sum into the model: "
             "numpyro.distributions.MixtureSameFamily."
         )
+    program = _seen(program, tree)
     values = _latent_draws(tree, program)
     example = {k: jax.ShapeDtypeStruct(v.shape[2:], v.dtype) for k, v in values.items()}
 

@@ -21,7 +21,7 @@ import numpy as np
 from numpyro import handlers
 from numpyro.distributions import biject_to
 
-from ppl_toolkit import positions
+from ppl_toolkit import minibatches, positions
 from ppl_toolkit.arguments import Arguments
 from ppl_toolkit.errors import (
     DataBakedWarning,
@@ -43,6 +43,7 @@ from ppl_toolkit.replay import (
     redrawn,
     require_no_outer_handlers,
     traced_run,
+    widened,
     with_improper_sites,
 )
 from ppl_toolkit.sites import (
@@ -52,6 +53,7 @@ from ppl_toolkit.sites import (
     finite_support,
     first_index,
     read_site,
+    variable_name,
 )
 from ppl_toolkit.tracing import (
     CONCRETE_VALUE_ERRORS,
@@ -294,6 +296,22 @@ class Program:
         indices = self.data[len(self.arguments.arrays) :]
         sizes = self._subsamples.items()
         return {name: (size, index) for (name, size), index in zip(sizes, indices, strict=True)}
+
+    @functools.cached_property
+    def whole(self) -> Program:
+        """The program whose subsampled plates see all their rows.
+
+        Raises:
+            ModelError: the model does not run so, for a batch size that is written into it, say.
+        """
+        if not self.subsampled:
+            return self
+        args, kwargs = self.arguments.rebuild(self.arguments.arrays)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", DataBakedWarning)  # was given for this program
+            return Program(
+                widened(self.model), args, kwargs, precision=self.precision, dims=self.user_dims
+            )
 
     @functools.cached_property
     def computed_observations(self) -> dict[str, np.ndarray]:
@@ -586,10 +604,15 @@ class Program:
         if self.layout:
             numbers = {plate.number for plate in self.layout.plates}
             numbers |= {cases.number for cases in self.layout.cases}
+            remedy = (
+                "Compose it with moves that change them: "
+                "MCMC(cycle([BirthDeath(plate), block(NUTS(), [continuous sites])]))."
+            )
+            if not numbers & {site.name for site in self.latent}:
+                remedy = "They are given here, so that MCMC(NUTS()) or SMC() will do."
             raise MethodError(
                 f"{method} cannot serve this model alone: how many parameters it has depends on "
-                f"{sorted(numbers)}. Compose it with moves that change them: "
-                "MCMC(cycle([BirthDeath(plate), block(NUTS(), [continuous sites])]))."
+                f"{sorted(numbers)}. {remedy}"
             )
         if self.marginalised:
             self._require_summable(method)
@@ -600,6 +623,33 @@ class Program:
                 f"{label(self.model)} has no latent site to infer: every sample site is "
                 "observed. Remove obs= from what you want to learn."
             )
+
+    def require_minibatches(self, method: str, whole: bool) -> None:
+        """Refuse programs whose subsampled plates cannot see other rows at every step.
+
+        Args:
+            method: how messages call what needs it.
+            whole: whether the program must also run on all rows.
+        """
+        plates = {variable_name(plate) for plate in self.subsampled}
+        if inside := [site.name for site in self.latent if plates & set(site.dims)]:
+            raise MethodError(
+                f"{method} draws the rows of subsampled plates anew at every step, but sites "
+                f"{inside} are latent inside such a plate: their values would belong to other "
+                "rows each time. Draw them in a plate of full size, outside of it, and take rows "
+                "of them: z[rows]."
+            )
+        if not whole:
+            return
+        try:
+            _ = self.whole
+        except PPLError as error:
+            raise MethodError(
+                f"{method} needs all the data at times, for control variates or for the kernels "
+                f"beside it, but the model does not run on all rows of {sorted(self.subsampled)}: "
+                f"{error} Take the rows that the plate gives (with numpyro.plate(...) as rows), or "
+                "numpyro.subsample, and write no batch size elsewhere."
+            ) from None
 
     def _require_summable(self, method: str) -> None:
         """Refuse models whose discrete sites funsor cannot sum out, such as chains in a scan."""
@@ -631,21 +681,25 @@ class Program:
 
         Args:
             name: "log_density", "constrain", "prior", "log_configuration", "configuration", or
-                a function of `ppl_toolkit.positions`.
+                a function of `ppl_toolkit.positions` or `ppl_toolkit.minibatches`.
         """
         if name not in self._traced:
             function = getattr(self, name, None)
             if function is None:
-                function = functools.partial(getattr(positions, name), self)
+                room = minibatches if name in minibatches.__all__ else positions
+                function = functools.partial(getattr(room, name), self)
             with self.context():
                 example: Any
-                if name in ("prior", "prior_position", "start_position"):
+                if name in ("prior", "prior_position", "start_position", "rows"):
                     example = jax.eval_shape(_fixed_key)
                 elif name == "own_draws":
                     example = (jax.eval_shape(_fixed_key), positions.shapes(self))
+                elif name == "log_parts_of_rows":
+                    indices = {plate: index for plate, (_, index) in self.subsampled.items()}
+                    example = (positions.shapes(self), indices)
                 elif name == "relaxed_log_parts":
                     example = positions.relaxed_shapes(self)
-                elif name in positions.__all__:
+                elif name in (*positions.__all__, "whole_log_parts"):
                     example = positions.shapes(self)
                 elif name in ("log_configuration", "configuration"):
                     example = np.asarray(0)

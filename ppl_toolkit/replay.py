@@ -7,6 +7,7 @@ neither other threads nor handlers around the caller have a part in it.
 from __future__ import annotations
 
 import contextlib
+import functools
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
@@ -32,6 +33,7 @@ __all__ = [
     "redrawn",
     "require_no_outer_handlers",
     "traced_run",
+    "widened",
     "with_improper_sites",
 ]
 
@@ -182,6 +184,24 @@ class redrawn(Messenger):
         if batch != fn.batch_shape:
             message["fn"] = fn.expand(batch)
         message |= {"value": None, "is_observed": False}
+
+
+def widened(model: Callable) -> Callable:
+    """The model with all its rows in every subsampled plate."""
+
+    @functools.wraps(model)
+    def whole(*args: Any, **kwargs: Any) -> Any:
+        with _Widened():
+            return model(*args, **kwargs)
+
+    return whole
+
+
+class _Widened(Messenger):
+    def process_message(self, message: dict) -> None:
+        if message["type"] == "plate":
+            size, _ = message["args"]
+            message |= {"args": (size, None), "value": jnp.arange(size)}
 
 
 def with_improper_sites(model: Callable) -> Callable:

@@ -172,6 +172,12 @@ CASES = {
     "metric unknown": (lambda: ppl.NUTS(metric="low"), OptionError, "'diagonal' or 'dense'"),
     "depth 0": (lambda: ppl.NUTS(max_depth=0), OptionError, "max_depth"),
     "steps 0": (lambda: ppl.HMC(steps=0), OptionError, "steps"),
+    "no step size": (lambda: schools(method="sghmc"), OptionError, "a tenth of the smallest"),
+    "step size NaN": (lambda: ppl.SGLD(np.nan), OptionError, "step_size must be a positive"),
+    "friction 1.5": (lambda: ppl.SGHMC(0.1, friction=1.5), OptionError, r"\(0, 1\]; got 1.5"),
+    "stochastic gradients of bits": (
+        lambda: infer(mixed, 1.0, method=ppl.SGLD(0.1)), MethodError, r"\['k'\] are discrete",
+    ),
     "NUTS on counts": (
         lambda: infer(unbounded_beside_continuous, 1.0, method="nuts"),
         MethodError, r"\['k'\] are discrete",

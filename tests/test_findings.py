@@ -92,6 +92,10 @@ TRIGGERS = {
         lambda rng: tree(normal(rng), energy=persistent(rng, 0.93)),
         lambda rng: tree(normal(rng), energy=persistent(rng, 0.7)),
     ),
+    "hot": (  # of one coordinate; the mean of 2000 squares has a standard error of 0.03
+        lambda rng: tree(normal(rng), kinetic_temperature=1.4 * normal(rng) ** 2),
+        lambda rng: tree(normal(rng), kinetic_temperature=normal(rng) ** 2),
+    ),
     "r_hat": (
         lambda rng: tree(with_chain_0(rng, lambda x: x + 0.8)),
         lambda rng: tree(with_chain_0(rng, lambda x: x)),

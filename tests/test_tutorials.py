@@ -59,9 +59,26 @@ SAYS = {
         r"bmi +1\.000 +1\.000 +1\.000",
         r"exact, 1,024 states: the posterior is invariant to a relative \de-1\d",
     ],
+    "galaxies": [
+        r"82 galaxies: 7 below 12, 3 above 30, 72 between",
+        r"split +accepted [12]?\d%",
+        r"P\(1 group\) = 0\.000",
+        r"P\(4 groups\) = 0\.[2-5]",
+        r"Nothing contradicts the jumps",
+        r"log p\(y \| 4 groups\) = -22[678]\.\d",
+    ],
+    "stochastic_gradients": [
+        r"Approximate: stochastic gradients, nothing rejected",
+        r"SGLD: variances 1\.[1-9]\d times those of NUTS",
+        r"SGLD, control variates +0\.20 +(0\.[89]|1\.[0-4])\d?x",
+        r"SGHMC +0\.10 .* (1\.[3-9]|2\.)\d*\n",  # the temperature
+        r"all of them +errors \d",
+        r"constant +0% of the draws",
+        r"cyclical +[2-7]\d% of the draws",
+    ],
     "compose": [
         r"moves the latent sites \['centre'",  # a block that was forgotten
-        r"- gibbs_component: .*tests agree",
+        r"- stretch_centre_spread: .*tests agree",
         r"exact, 27 states: the posterior is invariant to a relative \de-1\d",
         r"log_det is not that of the involution",
         r"stretch_centre_spread: .*these change, in standard errors",

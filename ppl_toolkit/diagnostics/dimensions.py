@@ -11,6 +11,7 @@ from numpy.typing import ArrayLike, NDArray
 from ppl_toolkit import convergence
 from ppl_toolkit.diagnostics import drawing as draw
 from ppl_toolkit.diagnostics import measures
+from ppl_toolkit.diagnostics.jump_evidence import CrossCheck, cross_checks
 from ppl_toolkit.diagnostics.markup import (
     Section,
     anchor,
@@ -81,7 +82,7 @@ def transitions(k: ArrayLike) -> tuple[NDArray[np.int64], NDArray[np.intp]]:
 
 
 def dimensions(view: View) -> Section | None:
-    """The posterior of every size, its trace, its jumps; None for models of fixed dimension."""
+    """The posterior of every size, its trace, jumps, checks; None for models of fixed dimension."""
     body = ""
     for plate, site in view.trans_dimensional.items():
         if site not in view.draws or view.draws[site].ndim != 2 or not view.draws[site].size:
@@ -89,9 +90,10 @@ def dimensions(view: View) -> Section | None:
         k = view.scalar_of(view.draws, site, 0)
         if np.isfinite(k).all() and np.array_equal(k, np.round(k)):
             body += _size(view, plate, site, k)
-    if not body:
-        return None
-    return Section("dimensions", "Dimensions", body + _moves(view))
+    if body:
+        body += _moves(view)
+    body += "".join(_checked(found) for found in cross_checks(view.tree))
+    return Section("dimensions", "Dimensions", body) if body else None
 
 
 def _size(view: View, plate: str, site: str, k: _Array) -> str:
@@ -254,6 +256,26 @@ def _moves(view: View) -> str:
         "counts is that there are many of them in all."
     )
     return f"<h3>Moves</h3>{paragraph(words)}" + table(heads, rows, "Moves", ident="moves")
+
+
+def _checked(found: CrossCheck) -> str:
+    """Probabilities by jumps beside those by evidences."""
+    rows = [
+        (
+            str(value), f"{row['jumps']:.4f}", f"{row['mcse']:.4f}", f"{row['smc']:.4f}",
+            f"{row['se']:.4f}", f"{row['z']:+.1f}".replace("-", "−"), f"{row['p']:.2g}",
+        )
+        for value, row in found.table.iterrows()
+    ]  # fmt: skip
+    fails = [(i, 6) for i, value in enumerate(found.table.index) if value in found.failed]
+    heads = (found.site, "by jumps", "MCSE", "by evidence", "standard error", "z", "p")
+    words = (
+        f"Posterior of {found.site} by the jumps of this run, and by evidences from {found.runs} "
+        f"runs of sequential Monte Carlo given each value. {found.verdict}"
+    )
+    name = f"Cross-check of {found.site}"
+    shown = table(heads, rows, name, ident=f"cross-check-{anchor(found.site)}", fails=fails)
+    return f"<h3>{safe(name)}</h3>{paragraph(words)}{shown}"
 
 
 def _names(view: View) -> list[str]:

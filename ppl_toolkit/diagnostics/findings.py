@@ -35,6 +35,7 @@ _MOST_SITES = 5
 _FEW_DRAWS = 100  # of all chains
 _BLOCK_BYTES = 4 * 2**20
 _LEAST_DIVERGING = 5  # draws, to say where they lie
+_HEAT = 0.2  # of a temperature of one
 _SEPARATES = 0.2  # from one half: the chance that a diverging draw has the larger value
 
 _STEPS = "Take smaller steps: NUTS(target_acceptance=0.95). "
@@ -48,9 +49,10 @@ class Finding(NamedTuple):
     """One thing to look at.
 
     Attributes:
-        kind: "divergences", "tree_depth", "bfmi"; "r_hat", "stuck", "multimodal", "ess", "mcse",
-            "few_draws", "not_finite"; "precision", "parameters", "subsample"; "khat" (`loo`),
-            "conflict", "weak_data" (`sensitivity`), "predictive" (`check_posterior`); "unjudged".
+        kind: "divergences", "tree_depth", "bfmi", "hot"; "r_hat", "stuck", "multimodal", "ess",
+            "mcse", "few_draws", "not_finite"; "precision", "parameters", "subsample"; "khat"
+            (`loo`), "conflict", "weak_data" (`sensitivity`), "predictive" (`check_posterior`);
+            "unjudged".
         severity: "error" (do not use the draws) or "warning" (look before you use them).
         sites: the scalars or sites concerned, the worst first.
         number: the figure that gave the alarm.
@@ -139,7 +141,9 @@ def _sampler_findings(tree: xarray.DataTree) -> list[Finding]:
                 count,
                 f"{count} of {total} draws diverged (by chain: {per_chain}){where}: the sampler "
                 "cannot follow the posterior's curvature there, and estimates may be biased.",
-                (_NON_CENTRE + _STEPS if many else _STEPS + _NON_CENTRE).strip(),
+                "Take smaller steps: a step_size of a tenth."
+                if "approximation" in tree.attrs
+                else (_NON_CENTRE + _STEPS if many else _STEPS + _NON_CENTRE).strip(),
             )
         )
     if "reached_max_treedepth" in stats:
@@ -174,7 +178,28 @@ def _sampler_findings(tree: xarray.DataTree) -> list[Finding]:
                     "Reparametrise, or give scale parameters lighter-tailed priors.",
                 )
             )
+    for name in stats.data_vars:
+        if str(name).startswith("kinetic_temperature") and stats.sizes["draw"] >= 100:
+            found += _heat(float(stats[name].mean()))
     return found
+
+
+def _heat(temperature: float) -> list[Finding]:
+    """Whether the momenta of stochastic-gradient chains are hotter than the posterior."""
+    if abs(temperature - 1.0) <= _HEAT:
+        return []
+    return [
+        Finding(
+            "hot",
+            "warning",
+            (),
+            temperature,
+            f"the momenta have temperature {temperature:.2f} instead of 1: the noise of the "
+            "gradients, or too long a step, makes the variances of the draws wrong by about that "
+            "factor.",
+            "Take smaller steps or larger minibatches, or control_variates=True.",
+        )
+    ]
 
 
 def _where_diverging(tree: xarray.DataTree) -> tuple[str, tuple[str, ...]]:

@@ -24,6 +24,7 @@ _EVIDENCE = {
     "divergences": ("divergences", "sampler"),
     "tree_depth": ("tree-depth", "sampler"),
     "bfmi": ("energy", "sampler"),
+    "hot": ("sampler",),
     "r_hat": ("r-hat", "convergence"),
     "ess": ("effective-size", "convergence"),
     "mcse": ("worst", "convergence"),
@@ -106,6 +107,8 @@ def run_card(view: View) -> Section:
     run = [("method", safe(attr("method") or "unknown"))]
     if reason := attr("method_reason"):
         run.append(("chosen", safe(str(reason).partition(": ")[2] or reason)))
+    if bias := attr("approximation"):
+        run.append(("approximate", safe(bias)))
     for name, value in _options(view).items():
         run.append((name.replace("_", " "), f"<code>{safe(value)}</code>"))
     run.append(("chains × draws", f"{view.chains} × {view.count:,}"))

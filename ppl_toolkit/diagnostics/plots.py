@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ppl_toolkit.diagnostics.calibration import Calibration
-from ppl_toolkit.diagnostics.ecdf import band
+from ppl_toolkit.diagnostics.jump_evidence import CrossCheck
 from ppl_toolkit.errors import DataError
 from ppl_toolkit.results import require_tree
 
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "calibration",
+    "cross_check",
     "divergences",
     "energy",
     "forest",
@@ -88,32 +89,59 @@ def calibration(
     """
     from matplotlib.figure import Figure
 
-    known = sorted(found.p_values, key=found.p_values.__getitem__)
+    known = found.worst(len(found.p_values))
     names = known[:9] if quantities is None else list(quantities)
     if unknown := [name for name in names if name not in found.p_values]:
         raise DataError(f"no quantities {unknown}; there are {known}.")
-    size = found.ranks.sizes["replication"]
-    points = np.arange(1, found.draws + 2) / (found.draws + 1)
-    limits = band(size, points, joint)
+    low, high = found.band(joint)
     columns = min(3, len(names))
     rows = -(-len(names) // columns)
     figure = Figure(figsize=(3.2 * columns, 2.2 * rows), layout="constrained")
     panels = figure.subplots(rows, columns, squeeze=False, sharex=True, sharey=True).ravel()
     for panel, name in zip(panels, names, strict=False):
-        row = found.ranks.sel(quantity=name).values
-        share = np.cumsum(np.bincount(row, minlength=found.draws + 1)) / size
-        failed = name in found.failed
-        panel.fill_between(
-            points, limits.low / size - points, limits.high / size - points, step="post",
-            color="#d9d9d9", lw=0,
-        )  # fmt: skip
-        panel.step(points, share - points, where="post", color="#c1440e" if failed else "#2a6f97")
+        colour = "#c1440e" if name in found.failed else "#2a6f97"
+        panel.fill_between(found.points, low, high, step="post", color="#d9d9d9", lw=0)
+        panel.step(found.points, found.difference(name), where="post", color=colour)
         panel.set_title(f"{name}, p = {found.adjusted[name]:.2g}", loc="left", fontsize=9)
         panel.spines[["top", "right"]].set_visible(False)
     for panel in panels[len(names) :]:
         panel.set_visible(False)
     figure.supxlabel("normalised rank", fontsize=9)
     figure.supylabel("ECDF - uniform", fontsize=9)
+    return figure
+
+
+def cross_check(found: CrossCheck) -> Figure:
+    """Probabilities of a number by jumps and by evidences, with two standard errors of each.
+
+    Args:
+        found: from `ppl_toolkit.cross_check`.
+
+    Returns:
+        A matplotlib figure; values that differ are marked.
+    """
+    from matplotlib.figure import Figure
+
+    table = found.table
+    place = np.arange(len(table))
+    figure = Figure(figsize=(1.6 + 0.7 * len(table), 2.8), layout="constrained")
+    panel = figure.subplots()
+    for shift, p, error, colour, marker, label in (
+        (-0.12, "jumps", "mcse", "#2a6f97", "o", "by jumps"),
+        (0.12, "smc", "se", "#c1440e", "D", "by evidences"),
+    ):
+        panel.errorbar(
+            place + shift, table[p], 2 * table[error], color=colour, fmt=marker, ms=4.5,
+            capsize=3, lw=1.2, label=label,
+        )  # fmt: skip
+    for at, value in enumerate(table.index):
+        if value in found.failed:
+            panel.axvspan(at - 0.4, at + 0.4, color="#c1440e", alpha=0.12, lw=0)
+    panel.set_xticks(place, [str(value) for value in table.index])
+    panel.set(xlabel=found.site, ylabel="probability", ylim=(0, None))
+    panel.set_xlim(-0.6, len(table) - 0.4)
+    panel.spines[["top", "right"]].set_visible(False)
+    panel.legend(frameon=False, fontsize=8)
     return figure
 
 

@@ -42,7 +42,9 @@ def report(
         from ppl_toolkit.diagnostics.page import compose
 
         Path(path).write_text(compose(result), encoding="utf-8")
-    lines = [headline(result), "", _verdict(result.found)]
+    bias = result.attribute("approximation")
+    lines = [headline(result), *([f"Approximate: {bias}."] if bias else [])]
+    lines += ["", _verdict(result.found)]
     lines += [
         f"  {finding.severity}: {finding.message}\n    {finding.remedy}" for finding in result.found
     ]

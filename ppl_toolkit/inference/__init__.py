@@ -15,6 +15,9 @@ _HOME = {
     "Enumeration": "enumeration",
     "MCMC": "mcmc",
     "SMC": "smc",
+    "SGLD": "stochastic_gradient",
+    "SGHMC": "stochastic_gradient",
+    "SGNHT": "stochastic_gradient",
 }
 # What methods are composed of.
 _PIECES = {
@@ -43,6 +46,8 @@ _PIECES = {
     "SplitMerge": "split_merge",
     "StepSplit": "split_merge",
     "moment_split": "split_merge",
+    "Cyclical": "step_sizes",
+    "PolynomialDecay": "step_sizes",
     "Moves": "moves",
     "Walk": "moves",
 }
@@ -51,8 +56,12 @@ __all__ = [
     "HMC",
     "MCMC",
     "NUTS",
+    "SGHMC",
+    "SGLD",
+    "SGNHT",
     "SMC",
     "BirthDeath",
+    "Cyclical",
     "DelayedRejection",
     "Enumeration",
     "Gibbs",
@@ -61,6 +70,7 @@ __all__ = [
     "MetropolisedGibbs",
     "Moves",
     "ParallelTempering",
+    "PolynomialDecay",
     "Prior",
     "PseudoMarginal",
     "RandomWalk",
@@ -114,6 +124,8 @@ if TYPE_CHECKING:
     from ppl_toolkit.inference.reversible_jump import BirthDeath, Switch
     from ppl_toolkit.inference.smc import SMC
     from ppl_toolkit.inference.split_merge import SplitMerge, StepSplit, moment_split
+    from ppl_toolkit.inference.step_sizes import Cyclical, PolynomialDecay
+    from ppl_toolkit.inference.stochastic_gradient import SGHMC, SGLD, SGNHT
 
 
 def __getattr__(name: str) -> Any:

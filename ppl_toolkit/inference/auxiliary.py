@@ -15,16 +15,16 @@ from ppl_toolkit.inference.randomness import categorical, continuous
 from ppl_toolkit.replay import log_prob, traced_run
 from ppl_toolkit.sites import finite_support
 
-__all__ = ["draw", "score"]
+__all__ = ["Drawn", "draw", "score"]
 
 Values = Mapping[str, Any]
 
 
-class _Drawn(Messenger):
+class Drawn(Messenger):
     """Draws every sample site; finite ones by choices that can be enumerated."""
 
-    def __init__(self, key: Any) -> None:
-        super().__init__()
+    def __init__(self, key: Any, function: Callable | None = None) -> None:
+        super().__init__(function)
         self.key = key
 
     def process_message(self, message: dict) -> None:
@@ -44,7 +44,7 @@ def draw(program: Callable, key: Any, *args: Any) -> tuple[dict[str, Any], Any]:
     """Values of the program's sites, and the log density of them together."""
 
     def run() -> None:
-        with _Drawn(key):
+        with Drawn(key):
             program(*args)
 
     trace = traced_run(run)

@@ -119,6 +119,7 @@ class Spec(abc.ABC):
         alone: whether no other kernel may move its sites.
         relaxes: whether it evaluates the model at real values of discrete sites.
         tunes: whether it learns step sizes or scales in warm-up.
+        redraws: whether it draws the rows of subsampled plates anew at every step.
     """
 
     reversible: ClassVar[bool] = True
@@ -126,6 +127,7 @@ class Spec(abc.ABC):
     alone: ClassVar[bool] = False
     relaxes: ClassVar[bool] = False
     tunes: ClassVar[bool] = False
+    redraws: ClassVar[bool] = False
 
     @property
     def label(self) -> str:
@@ -186,6 +188,16 @@ class Spec(abc.ABC):
     def needs_relaxation(self) -> bool:
         """Whether this kernel or one of its parts evaluates the model at such values."""
         return self.relaxes or any(part.needs_relaxation for part in self.parts)
+
+    @property
+    def needs_minibatches(self) -> bool:
+        """Whether this kernel or one of its parts draws rows anew."""
+        return self.redraws or any(part.needs_minibatches for part in self.parts)
+
+    @property
+    def needs_whole(self) -> bool:
+        """Whether this kernel or one of its parts evaluates the model on all rows."""
+        return any(part.needs_whole for part in self.parts) if self.parts else True
 
     @property
     def parts(self) -> tuple[Any, ...]:

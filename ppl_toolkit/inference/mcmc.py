@@ -11,21 +11,22 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax, random
 
-from ppl_toolkit import positions
 from ppl_toolkit.errors import MethodError, OptionError
-from ppl_toolkit.executables import evaluate_once
 from ppl_toolkit.inference.adaptation import Schedule, schedule
-from ppl_toolkit.inference.involution import judge
 from ppl_toolkit.inference.kernel import Info, Kernel, Stage, require_spec
 from ppl_toolkit.inference.moves import moves_of
+from ppl_toolkit.inference.rehearsal import try_out
 from ppl_toolkit.inference.target import Space, Target, space_of
 from ppl_toolkit.layout import Layout, in_order
 from ppl_toolkit.positions import Position
 
 __all__ = ["MCMC", "Settings"]
 
-_TRIALS = 32  # of parts that can be wrong, before the run
 _TRIES = 100  # starting points drawn before giving up
+_BIASED = (
+    "stochastic gradients, nothing rejected: the draws follow the posterior up to a bias that "
+    "shrinks with the step size"
+)
 
 
 class Settings(NamedTuple):
@@ -85,6 +86,7 @@ class MCMC:
     init_radius: float = 2.0
 
     refit_warmup: ClassVar[int] = 200
+    brief_start: ClassVar[bool] = True  # `init` is made quickly rather than to run fast
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "kernel", require_spec(self.kernel))
@@ -96,11 +98,18 @@ class MCMC:
     @property
     def needs(self) -> tuple[str, ...]:
         """The functions of the program that the kernel uses."""
-        relaxed = ("relaxed_log_parts",) if self.kernel.needs_relaxation else ()
-        return (
-            "log_parts", "values_at", "levels", "start_position", "own_draws", "own_scores",
-            *relaxed,
-        )  # fmt: skip
+        needs = ["log_parts", "values_at", "levels", "start_position", "own_draws", "own_scores"]
+        if self.kernel.needs_relaxation:
+            needs.append("relaxed_log_parts")
+        if self.minibatches:
+            needs += ["rows", "log_parts_of_rows"]
+            needs += ["whole_log_parts"] if self.kernel.needs_whole else []
+        return tuple(needs)
+
+    @property
+    def minibatches(self) -> bool:
+        """Whether some kernel draws the rows of subsampled plates anew at every step."""
+        return self.kernel.needs_minibatches
 
     def check(self, program: Any) -> None:
         """Refuse programs with sites that the kernel cannot move, or leaves alone."""
@@ -110,12 +119,12 @@ class MCMC:
                 f"no part of the kernel moves the latent sites {still}; add a block for them to "
                 "the cycle."
             )
-        self._try_out(program)
+        try_out(self.kernel, program)
 
     def check_kernel(self, program: Any) -> None:
         """The same, but for a kernel that may leave sites alone."""
         self._require(program)
-        self._try_out(program)
+        try_out(self.kernel, program)
 
     def _require(self, program: Any) -> Space:
         space = space_of(program)
@@ -124,29 +133,18 @@ class MCMC:
         self.kernel.require(space)
         if self.kernel.needs_relaxation:
             _require_relaxation(program)
+        if self.minibatches:
+            program.require_minibatches(self.kernel.label, self.kernel.needs_whole)
         return space
 
-    def _try_out(self, program: Any) -> None:
-        """Try parts that can be wrong, such as involutions, at some draws from the prior."""
-        if not self.kernel.needs_trial:
-            return
-
-        def trials(words: Any, data: Any) -> Any:
-            def one(number: Any) -> Any:
-                key = random.fold_in(random.wrap_key_data(words), number)
-                position = positions.start_position(program, key, data)
-                return self.kernel.trials(Target.of_program(program, data, position), position, key)
-
-            return jax.vmap(one)(jnp.arange(_TRIALS))
-
-        with program.context():
-            found = evaluate_once(trials, np.zeros(2, np.uint32), program.data)
-        judge(jax.tree.map(np.asarray, found))
-
     def attributes(self) -> dict[str, str]:
-        """What results say of the method: names of the moves that ``move`` counts, if any."""
+        """What results say of the method: names of the moves that ``move`` counts, if any.
+
+        And of kernels that are never rejected, that they are not exact.
+        """
         names = moves_of([self.kernel])
-        return {"moves": json.dumps(names)} if names else {}
+        found = {"moves": json.dumps(names)} if names else {}
+        return found | ({"approximation": _BIASED} if self.minibatches else {})
 
     def statics(self) -> tuple:
         return (self.kernel,)
@@ -158,9 +156,12 @@ class MCMC:
     def _bound(self, target: Any, position: Position, stage: Stage, layout: Layout) -> Kernel:
         own = (target.own_draws, target.own_scores)
         relaxed = getattr(target, "relaxed_log_parts", None)
+        parts = getattr(target, "whole_log_parts", target.log_parts)
+        minibatches = (target.rows, target.log_parts_of_rows) if self.minibatches else None
         bare = Target(
-            target.log_parts, target.levels(position), layout=layout, own=own, relaxed=relaxed
-        )
+            parts, target.levels(position), layout=layout, own=own, relaxed=relaxed,
+            minibatches=minibatches,
+        )  # fmt: skip
         return self.kernel.bind(bare, stage)
 
     def init(self, key: Any, start: Any, target: Any, settings: Settings) -> _Chain:
@@ -212,8 +213,10 @@ class MCMC:
         stage = Stage(index, settings.schedule)
         kernel = self._bound(target, state.kernel.position, stage, settings.layout)
         moved, info = kernel.step(key, state.kernel)
-        lp = sum(target.log_parts(moved.position))
-        return state._replace(kernel=moved), moved.position, {**_jumps(info), "lp": lp}
+        stats = _jumps(info)
+        if not self.minibatches:  # else it would cost more than all the rest
+            stats = stats | {"lp": sum(target.log_parts(moved.position))}
+        return state._replace(kernel=moved), moved.position, stats
 
     def values(self, draw: Position, target: Any) -> dict[str, Any]:
         return target.values_at(draw)

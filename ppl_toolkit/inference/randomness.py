@@ -23,8 +23,10 @@ __all__ = [
     "accept",
     "categorical",
     "continuous",
+    "enumerating",
     "over",
     "repeated",
+    "scanned",
     "shapes_of",
     "switch",
 ]
@@ -111,6 +113,11 @@ def accept(key: Any, log_ratio: Any) -> Any:
     return paths.take(jnp.stack([1.0 - p, p])) == 1
 
 
+def enumerating() -> bool:
+    """Whether finite choices are being enumerated, one by one."""
+    return _paths() is not None
+
+
 def continuous(what: str) -> None:
     """Said by kernels before they draw a real number: such choices cannot be enumerated.
 
@@ -140,6 +147,17 @@ def repeated(count: int, body: Callable[[Any, Any], Any], carry: Any) -> Any:
     for i in range(count):
         carry = body(i, carry)
     return carry
+
+
+def scanned(body: Callable[[Any, Any], tuple[Any, Any]], carry: Any, count: int) -> Any:
+    """``carry`` after (carry, output) = ``body(carry, t)`` for t = 0, ..., count - 1; all outputs."""
+    if _paths() is None:
+        return lax.scan(body, carry, jnp.arange(count))
+    outputs = []
+    for t in range(count):
+        carry, output = body(carry, t)
+        outputs.append(output)
+    return carry, jax.tree.map(lambda *leaves: jnp.stack(leaves), *outputs)
 
 
 def over(function: Callable, *args: Any) -> Any:

@@ -15,8 +15,8 @@ import jax.numpy as jnp
 from jax import lax, random
 from jaxtyping import Array, Float, Int
 
-from ppl_toolkit.errors import MethodError, OptionError
-from ppl_toolkit.inference.randomness import categorical, continuous, over
+from ppl_toolkit.errors import OptionError
+from ppl_toolkit.inference.randomness import categorical, continuous, enumerating, over
 
 __all__ = ["SCHEMES", "inverse_cdf", "resample", "scheme_named"]
 
@@ -36,18 +36,9 @@ def inverse_cdf(weights: Weights, uniforms: Float[Array, " M"]) -> Ancestors:
     return jnp.minimum(found, last).astype(jnp.int32)
 
 
-def enumerated() -> bool:
-    """Whether finite choices are being enumerated, one by one."""
-    try:
-        continuous("resampling")
-    except MethodError:
-        return True
-    return False
-
-
 def _multinomial(key: Any, weights: Weights, count: int) -> Ancestors:
     """Independent draws: O(M log N)."""
-    if enumerated():
+    if enumerating():
         return over(lambda k: categorical(k, jnp.log(weights)), random.split(key, count))
     return inverse_cdf(weights, random.uniform(key, (count,), weights.dtype))
 

@@ -18,7 +18,9 @@ from ppl_toolkit.inference.hmc import HMC
 from ppl_toolkit.inference.kernel import Cloud, Kernel, block, cycle, require_spec
 from ppl_toolkit.inference.population import Population, effective_size, relative_variance
 from ppl_toolkit.inference.randomness import over
+from ppl_toolkit.inference.rehearsal import try_out
 from ppl_toolkit.inference.resampling import resample, scheme_named
+from ppl_toolkit.inference.reversible_jump import BirthDeath, Switch
 from ppl_toolkit.inference.smc_stage import (
     Generations,
     Moved,
@@ -31,6 +33,7 @@ from ppl_toolkit.inference.smc_stage import (
     tempered_likelihood,
 )
 from ppl_toolkit.inference.target import Target, space_of
+from ppl_toolkit.layout import Layout
 from ppl_toolkit.positions import Position
 
 __all__ = ["SMC", "SMCState", "first_state", "stage"]
@@ -48,6 +51,7 @@ class Settings(NamedTuple):
     warmup: Any
     ess: Any
     powers: Any
+    layout: Layout = Layout()
 
 
 class SMCState(NamedTuple):
@@ -95,9 +99,9 @@ class SMC:
     Args:
         particles: N.
         kernel: what moves the particles. None: `HMC` with 8 steps of widely varying size and a
-            dense metric for continuous sites, `Gibbs` for discrete ones. Any kernel or
-            composition will do that moves all sites; step sizes and scales are learned from the
-            particles.
+            dense metric for continuous sites, `Gibbs` for discrete ones, `BirthDeath` and `Switch`
+            for the numbers of masked plates and cases. Any kernel or composition will do that
+            moves all sites; step sizes and scales are learned from the particles.
         batches: 1 raises the likelihood from power 0 to 1. With more, the rows of the data come in
             batch after batch (IBIS), and in powers within a batch that says too much at once.
         ess: a stage ends where the effective sample size is down to this share of N.
@@ -191,7 +195,7 @@ class SMC:
     @property
     def needs(self) -> tuple[str, ...]:
         parts = "log_parts" if self.batches == 1 else "log_rows"
-        return (parts, "values_at", "levels", "prior_position")
+        return (parts, "values_at", "levels", "prior_position", "own_draws", "own_scores")
 
     @property
     def draws(self) -> int:
@@ -204,8 +208,14 @@ class SMC:
         if not space:
             raise MethodError("the model has no latent site to infer.")
         program.require_proper()
-        kernel = self.kernel or default_kernel({k: s.discrete for k, s in space.items()})
+        discrete = {name: kind.discrete for name, kind in space.items()}
+        kernel = self.kernel or default_kernel(discrete, program.layout)
         kernel.require(space)
+        if kernel.needs_relaxation:
+            raise MethodError(
+                "SMC serves no kernels with gradients with respect to discrete sites; use Gibbs or "
+                "LocallyBalanced."
+            )
         if still := sorted(set(space) - kernel.moves(space)):
             raise MethodError(
                 f"no part of the kernel moves the latent sites {still}; add a block for them to "
@@ -217,6 +227,7 @@ class SMC:
                 raise OptionError(
                     f"batches={self.batches}, but the observed sites have {rows} rows."
                 )
+        try_out(kernel, program)
 
     def statics(self) -> tuple:
         return (
@@ -226,15 +237,16 @@ class SMC:
 
     def settings(self, program: Any, warmup: int) -> Settings:
         powers = np.asarray(self.powers or (), float) * self.batches
-        return Settings(np.asarray(warmup), np.asarray(self.ess * self.particles, float), powers)
+        least = np.asarray(self.ess * self.particles, float)
+        return Settings(np.asarray(warmup), least, powers, program.layout)
 
     def init(self, key: Any, start: Any, target: Any, settings: Settings) -> SMCState:
         """Draws from the prior, with their likelihoods, and a kernel that has learned nothing."""
-        return first_state(self, key, target)
+        return first_state(self, key, target, settings.layout)
 
     def refresh(self, state: SMCState, target: Any, settings: Settings) -> SMCState:
         """A new run on other data, from the same prior draws; what the kernel learned stays."""
-        new = first_state(self, random.wrap_key_data(state.origin), target)
+        new = first_state(self, random.wrap_key_data(state.origin), target, settings.layout)
         return new._replace(learned=state.learned)
 
     def step(
@@ -295,20 +307,29 @@ class SMC:
         )
 
 
-def default_kernel(discrete: Mapping[str, bool]) -> Any:
+def default_kernel(discrete: Mapping[str, bool], layout: Layout = Layout()) -> Any:  # noqa: B008
     """The kernel for sites of these kinds.
+
+    Args:
+        discrete: the latent sites, and whether they are.
+        layout: their masked plates and cases.
 
     The step sizes of HMC vary tenfold: one size does not suit all of a target that is no Gaussian,
     and particles that never move where the target is narrow bias the evidence.
     """
+    jumps: dict[str, Any] = {cases.number: Switch(cases.number) for cases in layout.cases}
+    jumps |= {plate.number: BirthDeath(plate.name) for plate in layout.plates}
+    jumps = {name: jump for name, jump in jumps.items() if name in discrete}  # others are given
     whole = sorted(name for name, is_discrete in discrete.items() if is_discrete)
     real = sorted(name for name, is_discrete in discrete.items() if not is_discrete)
-    hmc = HMC(steps=8, metric="dense", jitter=0.9)
-    if not whole:
-        return hmc
-    if not real:
-        return Gibbs()
-    return cycle([block(hmc, real), block(Gibbs(), whole)])
+    parts: dict[Any, list[str]] = {
+        HMC(steps=8, metric="dense", jitter=0.9): real,
+        Gibbs(): [name for name in whole if name not in jumps],
+    }
+    if not jumps and not (real and whole):
+        return next(kernel for kernel, sites in parts.items() if sites)
+    blocks = [block(kernel, sites) for kernel, sites in parts.items() if sites]
+    return cycle([*jumps.values(), *blocks])
 
 
 # -- the algorithm ------------------------------------------------------------------------------
@@ -325,7 +346,7 @@ def _parts(method: SMC, target: Any, position: Position) -> tuple[Any, Any]:
     return prior, by_batch.at[0].add(factors)
 
 
-def _bound(method: SMC, target: Any, position: Position, point: Any) -> Kernel:
+def _bound(method: SMC, target: Any, position: Position, point: Any, layout: Layout) -> Kernel:
     """The kernel that leaves the law at a point of the path invariant."""
 
     def parts(x: Position) -> tuple[Any, Any]:
@@ -333,8 +354,9 @@ def _bound(method: SMC, target: Any, position: Position, point: Any) -> Kernel:
         return prior, tempered_likelihood(point, likelihood)
 
     kinds = {k: not jnp.issubdtype(x.dtype, jnp.floating) for k, x in position.items()}
-    kernel = method.kernel or default_kernel(kinds)
-    return kernel.bind(Target(parts, target.levels(position)))
+    kernel = method.kernel or default_kernel(kinds, layout)
+    own = (target.own_draws, target.own_scores) if layout else None
+    return kernel.bind(Target(parts, target.levels(position), layout=layout, own=own))
 
 
 def _scored(method: SMC, target: Any, positions: Position) -> Particles:
@@ -342,7 +364,12 @@ def _scored(method: SMC, target: Any, positions: Position) -> Particles:
     return Particles(dict(positions), prior, jnp.where(jnp.isnan(likelihood), -jnp.inf, likelihood))
 
 
-def first_state(method: SMC, key: Any, target: Any) -> SMCState:
+def first_state(
+    method: SMC,
+    key: Any,
+    target: Any,
+    layout: Layout = Layout(),  # noqa: B008
+) -> SMCState:
     """N draws from the prior, and one more at which the kernel starts to learn."""
     size, kept = method.particles, method.generations
     key_particles, key_kernel = random.split(key)
@@ -377,7 +404,7 @@ def first_state(method: SMC, key: Any, target: Any) -> SMCState:
         log_evidence=jnp.zeros((), wide),
         variance=jnp.zeros((), wide),
         eves=jnp.arange(size, dtype=jnp.int32),
-        learned=_bound(method, target, extra, 0.0).init(extra, key_kernel),
+        learned=_bound(method, target, extra, 0.0, layout).init(extra, key_kernel),
         acceptance=jnp.full((), jnp.nan, wide),
         records={name: jnp.full(_RECORDED, jnp.nan, wide) for name in _RECORDS},
         origin=random.key_data(key),
@@ -403,7 +430,7 @@ def stage(method: SMC, key: Any, state: SMCState, target: Any, settings: Setting
     starts = jax.tree.map(lambda x: x[ancestors], state.generations.particles.position)
 
     one = jax.tree.map(lambda x: x[0], starts)
-    kernel = _bound(method, target, one, point)
+    kernel = _bound(method, target, one, point, settings.layout)
     learned = state.learned
     if method.powers is None:
         everybody = state.generations.particles.position

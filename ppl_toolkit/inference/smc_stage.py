@@ -28,7 +28,7 @@ from jaxtyping import Array, Float, Int
 from ppl_toolkit.inference.kernel import Info, Kernel
 from ppl_toolkit.inference.population import effective_size
 from ppl_toolkit.inference.randomness import over, repeated
-from ppl_toolkit.inference.resampling import enumerated
+from ppl_toolkit.inference.randomness import enumerating
 
 __all__ = [
     "Generations",
@@ -167,7 +167,7 @@ def _herd(kernel: Kernel, learned: Any, positions: Mapping[str, Any]) -> _Herd:
     refreshed = over(lambda x: kernel.refresh(learned, x), dict(positions))
     leaves, tree = jax.tree.flatten(refreshed)
     fixed = jax.tree.leaves(learned)
-    shared = [False] * len(leaves) if enumerated() else _kept_by_steps(kernel, learned, one)
+    shared = [False] * len(leaves) if enumerating() else _kept_by_steps(kernel, learned, one)
     own = [leaf for leaf, is_shared in zip(leaves, shared, strict=True) if not is_shared]
 
     def whole(own: list[Any]) -> Any:

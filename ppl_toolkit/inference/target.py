@@ -60,6 +60,8 @@ class Target:
         relaxed: ``parts`` for positions whose discrete sites have real values; ``parts`` if None.
         own: the functions `positions.own_draws` and `positions.own_scores`, for moves that propose
             new elements from their own law; None if there are none.
+        minibatches: the functions `minibatches.rows` and `minibatches.log_parts_of_rows`, for
+            kernels that draw the rows of subsampled plates anew; None if there are none.
     """
 
     parts: Callable[[Position], tuple[Any, Any]]
@@ -68,6 +70,7 @@ class Target:
     layout: Layout = Layout()  # noqa: RUF009 (frozen)
     own: tuple[Callable[[Any], Any], Callable[[Any], Any]] | None = None
     relaxed: Callable[[Position], tuple[Any, Any]] | None = None
+    minibatches: tuple[Callable[[Any], Any], Callable[[Any], tuple[Any, Any]]] | None = None
 
     @classmethod
     def of(cls, log_density: Callable[[Position], Any], **levels: Any) -> Target:
@@ -112,6 +115,16 @@ class Target:
     def log_likelihood(self, position: Position) -> Any:
         return self.parts(position)[1]
 
+    def minibatch(self, key: Any) -> Target:
+        """The target seen through newly drawn rows of its subsampled plates; itself without any.
+
+        Its log density and gradient are unbiased estimates of those of the whole.
+        """
+        if self.minibatches is None or not (rows := self.minibatches[0](key)):
+            return self
+        parts = self.minibatches[1]
+        return dataclasses.replace(self, parts=lambda x: parts((x, rows)), minibatches=None)
+
     def given(self, rest: Position) -> Target:
         """The conditional density of the sites that are not in ``rest``."""
         own = None
@@ -126,8 +139,16 @@ class Target:
             whole = self.relaxed
             real = {name: jnp.asarray(x, jnp.result_type(float)) for name, x in rest.items()}
             relaxed = lambda x: whole({**real, **x})  # noqa: E731
+        minibatches = None
+        if self.minibatches is not None:
+            rows, of_rows = self.minibatches
+            minibatches = (rows, lambda given: of_rows(({**rest, **given[0]}, given[1])))
         return dataclasses.replace(
-            self, parts=lambda x: self.parts({**rest, **x}), own=own, relaxed=relaxed
+            self,
+            parts=lambda x: self.parts({**rest, **x}),
+            own=own,
+            relaxed=relaxed,
+            minibatches=minibatches,
         )
 
     def tempered(self, power: Any) -> Target:

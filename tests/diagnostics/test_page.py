@@ -237,8 +237,8 @@ def test_findings_lead_to_their_evidence(centred):
     assert f'<a href="#p{tau}">tau</a>' in verdict
 
 
-@pytest.mark.parametrize("kind", ["divergences", "tree_depth", "bfmi", "r_hat", "ess", "stuck",
-                                  "multimodal", "mcse", "khat", "predictive", "conflict",
+@pytest.mark.parametrize("kind", ["divergences", "tree_depth", "bfmi", "hot", "r_hat", "ess",
+                                  "stuck", "multimodal", "mcse", "khat", "predictive", "conflict",
                                   "weak_data", "precision", "parameters", "subsample",
                                   "few_draws", "not_finite", "a kind of the future"])  # fmt: skip
 def test_every_kind_of_finding_has_a_place_on_every_page(kind):

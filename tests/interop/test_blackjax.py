@@ -9,7 +9,7 @@ import pytest
 
 import ppl_toolkit as ppl
 from ppl_toolkit.errors import MethodError, OptionError
-from ppl_toolkit.inference import MCMC, NUTS, block, cycle, lift
+from ppl_toolkit.inference import MCMC, NUTS, SGHMC, SGLD, SGNHT, block, cycle, lift
 from ppl_toolkit.inference.involution import random_walk
 from ppl_toolkit.inference.target import Target
 
@@ -125,3 +125,63 @@ def test_what_cannot_be_lifted():
 
     with pytest.raises(MethodError, match="are discrete"):
         ppl.infer(die, method=MCMC(lift(BUILDERS["mala"], "mala")))
+
+
+class TestStochasticGradients:
+    """The same steps from the same keys, on whole gradients."""
+
+    @staticmethod
+    def density(x):
+        return -0.5 * x @ jnp.array([[2.0, 0.6], [0.6, 1.0]]) @ x - 0.1 * jnp.sum(x**4)
+
+    def ours(self, kernel, count):
+        bound = kernel.bind(Target.of(lambda x: self.density(x["x"])))
+        step, state = jax.jit(bound.step), bound.init({"x": self.start}, jax.random.key(0))
+        for number in range(count):
+            state, _ = step(jax.random.key(number), state)
+            yield state
+
+    @staticmethod
+    def noise_key(number):
+        """The key of the noise of the first step of a transition."""
+        return jax.random.split(jax.random.fold_in(jax.random.key(number), 0))[1]
+
+    start = np.array([0.3, -0.8])
+
+    @pytest.fixture(autouse=True)
+    def in_float64(self):
+        with jax.enable_x64(True):
+            yield
+
+    def test_langevin(self):
+        """Its step size is half of ours."""
+        algorithm = blackjax.sgld(lambda x, batch: jax.grad(self.density)(x))
+        x = self.start
+        for number, state in enumerate(self.ours(SGLD(0.08), 20)):
+            x = algorithm.step(self.noise_key(number), x, (), 0.04)
+            np.testing.assert_allclose(state.position["x"], x, rtol=1e-12)
+
+    @pytest.mark.parametrize("kernel", [SGHMC(0.2, friction=0.3), SGNHT(0.2, friction=0.3)])
+    def test_momenta(self, kernel):
+        """Its integrators move the position first: they are ours if they are given the gradient at
+        the new position, where blackjax's kernels give the one at the old position. The friction of
+        its thermostat holds |p|^2 / D at one, ours (1 - xi/2) |p|^2 / D."""
+        from blackjax.sgmcmc import diffusions
+
+        thermostat = isinstance(kernel, SGNHT)
+        e, p, xi = 0.2, jnp.zeros(2), 0.3 / 0.2
+        integrate = (diffusions.sgnht if thermostat else diffusions.sghmc)(alpha=0.3 / 0.2)
+        before = self.start  # from where a move by e p leads to the position
+        for number, state in enumerate(self.ours(kernel, 20)):
+            gradient = jax.grad(self.density)(before + e * p)
+            extra = (xi,) if thermostat else ()
+            before, p, *kept = integrate(
+                self.noise_key(number), before, p, *extra, gradient, e
+            )  # fmt: skip
+            np.testing.assert_allclose(state.kept.motion.momentum, p, rtol=1e-11)
+            np.testing.assert_allclose(state.position["x"], before + e * p, rtol=1e-11)
+            if thermostat:
+                heat = p @ p / 2
+                np.testing.assert_allclose(kept[0], xi + e * (heat - 1), rtol=1e-11)
+                xi += e * ((1 - e * xi / 2) * heat - 1)
+                np.testing.assert_allclose(state.kept.motion.friction, e * xi, rtol=1e-11)
