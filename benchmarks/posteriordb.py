@@ -183,7 +183,17 @@ def hmm_example(y: Array) -> None:
     theta2 = numpyro.sample("theta2", dist.Dirichlet(jnp.ones(2)))
     mu = numpyro.sample("mu", dist.ImproperUniform(constraints.positive_ordered_vector, (), (2,)))
     numpyro.factor("mu_prior", dist.Normal(jnp.array([3.0, 10.0]), 1.0).log_prob(mu).sum())
+    hidden_markov_likelihood(theta1, theta2, mu, y)
 
+
+def hidden_markov_likelihood(theta1: Array, theta2: Array, mu: Array, y: Array) -> None:
+    """The factor of the observations of `hmm_example`, all paths summed.
+
+    Args:
+        theta1, theta2: transition probabilities from either state, of shape (2,).
+        mu: means of the states, of shape (2,).
+        y: observations, of shape (n,).
+    """
     log_transition = jnp.log(jnp.stack([theta1, theta2]))
     log_emission = dist.Normal(mu, 1.0).log_prob(y[:, None])
 

@@ -18,10 +18,11 @@ import math
 import sys
 import time
 import warnings
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import posteriordb
+import xarray
 
 import ppl_toolkit as ppl
 from ppl_toolkit import convergence
@@ -44,20 +45,31 @@ class Row(NamedTuple):
     kinds: tuple[str, ...]  # of the findings
 
 
-def run(posterior: posteriordb.Posterior, seed: int) -> Row:
-    """Sample one posterior and compare every scalar of its reference."""
-    begin = time.process_time()
+def sample(posterior: posteriordb.Posterior, method: Any, seed: int) -> xarray.DataTree:
+    """A plain call of `infer` on one posterior."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", InferenceWarning)
-        tree = ppl.infer(
+        return ppl.infer(
             posterior.model,
             *posterior.args,
-            method="nuts",
+            method=method,
             seed=seed,
             progress=False,
             **posterior.kwargs,
         )
-    seconds = time.process_time() - begin
+
+
+def run(posterior: posteriordb.Posterior, seed: int) -> Row:
+    """Sample one posterior by NUTS and compare it with its reference."""
+    begin = time.process_time()
+    tree = sample(posterior, "nuts", seed)
+    return compared(posterior, seed, tree, time.process_time() - begin)
+
+
+def compared(
+    posterior: posteriordb.Posterior, seed: int, tree: xarray.DataTree, seconds: float
+) -> Row:
+    """Every scalar of a result beside its reference."""
     draws = {str(k): np.asarray(v) for k, v in tree["posterior"].data_vars.items()}
     z, excess, r_hat, ess = [], [], [], []
     for name, values in posterior.scalars(draws).items():

@@ -46,6 +46,7 @@ __all__ = [
     "mixture",
     "repeat",
     "require_continuous",
+    "require_exact",
     "require_spec",
     "tempered",
 ]
@@ -147,6 +148,21 @@ class Spec(abc.ABC):
         own = [part.moves(space) for part in self.parts]
         return frozenset().union(*own) if own else frozenset(space)
 
+    def on(self, program: Any) -> Any:
+        """The kernel for a program: this one, unless a part must know the program's sites."""
+        own = self.parts
+        parts = tuple(part.on(program) for part in own)
+        if all(new is old for new, old in zip(parts, own, strict=True)):
+            return self
+        several = {"kernels": parts} if hasattr(self, "kernels") else {"kernel": parts[0]}
+        return dataclasses.replace(self, **several)  # type: ignore[type-var]
+
+    @property
+    def functions(self) -> tuple[Any, ...]:
+        """Functions of a program that the kernel calls beside its density: see `Target.call`."""
+        found = [function for part in self.parts for function in part.functions]
+        return tuple(dict.fromkeys(found))
+
     @abc.abstractmethod
     def bind(self, target: Target, stage: Stage = SAMPLING) -> Kernel:
         """The kernel that leaves the target invariant."""
@@ -239,6 +255,20 @@ def require_specs(specs: Iterable[Any]) -> tuple[Any, ...]:
             f"{sorted(powers)}), so their composition leaves none invariant."
         )
     return made
+
+
+def require_exact(label: str, kernel: Any) -> None:
+    """Refuse kernels that leave their target invariant only up to a bias.
+
+    Raises:
+        MethodError: names what needs better ones.
+    """
+    if kernel.needs_minibatches:
+        raise MethodError(
+            f"{label} needs kernels that leave every one of its targets invariant, and "
+            f"{kernel.label} has a part that follows gradients of minibatches, which does so only "
+            "up to a bias. Use HMC or NUTS, or run it alone: MCMC(...)."
+        )
 
 
 def labels(specs: Sequence[Any]) -> list[str]:

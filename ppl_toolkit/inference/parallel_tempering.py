@@ -12,7 +12,7 @@ import numpy as np
 from jax import random
 
 from ppl_toolkit.errors import OptionError
-from ppl_toolkit.inference.kernel import SAMPLING, Info, Kernel, Spec, Stage, require_spec
+from ppl_toolkit.inference.kernel import SAMPLING, Info, Kernel, Spec, Stage, require_exact, require_spec
 from ppl_toolkit.inference.randomness import accept, over
 from ppl_toolkit.inference.target import Target
 from ppl_toolkit.positions import Position
@@ -65,6 +65,7 @@ class ParallelTempering(Spec):
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "kernel", require_spec(self.kernel))
+        require_exact("ParallelTempering", self.kernel)
         powers = np.asarray(self.powers, float)
         falling = powers.ndim == 1 and powers.size > 1 and bool((np.diff(powers) < 0).all())
         if not (falling and powers[0] == 1.0 and powers[-1] >= 0):

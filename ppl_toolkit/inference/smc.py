@@ -15,7 +15,7 @@ from jaxtyping import Array, Float, Int
 from ppl_toolkit.errors import MethodError, OptionError
 from ppl_toolkit.inference.discrete import Gibbs
 from ppl_toolkit.inference.hmc import HMC
-from ppl_toolkit.inference.kernel import Cloud, Kernel, block, cycle, require_spec
+from ppl_toolkit.inference.kernel import Cloud, Kernel, block, cycle, require_exact, require_spec
 from ppl_toolkit.inference.population import Population, effective_size, relative_variance
 from ppl_toolkit.inference.randomness import over
 from ppl_toolkit.inference.rehearsal import try_out
@@ -216,6 +216,7 @@ class SMC:
                 "SMC serves no kernels with gradients with respect to discrete sites; use Gibbs or "
                 "LocallyBalanced."
             )
+        require_exact("SMC", kernel)
         if still := sorted(set(space) - kernel.moves(space)):
             raise MethodError(
                 f"no part of the kernel moves the latent sites {still}; add a block for them to "

@@ -20,6 +20,7 @@ from scipy.special import betaln, gammaln
 
 import ppl_toolkit as ppl
 from ppl_toolkit import executables, results
+from ppl_toolkit.diagnostics.evidence import combined
 from ppl_toolkit.diagnostics.transitions import transition_matrix
 from ppl_toolkit.errors import (
     InferenceWarning,
@@ -42,6 +43,7 @@ from ppl_toolkit.inference import (
     smc_stage,
     tempered,
 )
+from ppl_toolkit.layout import Layout
 from ppl_toolkit.program import Program
 
 
@@ -78,6 +80,7 @@ class Finite:
     """A model with few configurations, as the sampler sees it."""
 
     def __init__(self, levels, prior, rows, configurations):
+        self.layout = Layout()
         self.levels_, self.prior, self.rows, self.states = levels, prior, rows, configurations
         self.target = SimpleNamespace(
             log_rows=lambda x: (prior(x), jnp.zeros(()), rows(x)),
@@ -141,7 +144,7 @@ def exactly(model, method, function):
     count = len(jax.tree.leaves(model.states)[0])
     a, b = np.divmod(np.arange(count**2), count)
     pairs = jax.tree.map(lambda x: np.stack([x[a], x[b]], 1), model.states)
-    settings = method.settings(None, 0)
+    settings = method.settings(SimpleNamespace(layout=model.layout), 0)
     prior, _ = model.law
     weight = prior[a] * prior[b]  # the law of the first pair; then times the evidence
     base = smc.first_state(method, random.key(0), model.target)
@@ -209,7 +212,8 @@ def forget_resampling(monkeypatch):
 def move_before_the_target_changes(monkeypatch):
     """The moves leave the law before the reweighting invariant."""
     bound = smc._bound
-    monkeypatch.setattr(smc, "_bound", lambda m, t, x, point: bound(m, t, x, 0.5 * point))
+    wrong = lambda m, t, x, point, layout: bound(m, t, x, 0.5 * point, layout)  # noqa: E731
+    monkeypatch.setattr(smc, "_bound", wrong)
 
 
 def count_a_batch_twice(monkeypatch):
@@ -401,14 +405,25 @@ def galaxy(y, count):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("count", "reference", "tolerance"),
-    [(1, -246.1061, 0.05), (2, -232.88, 0.12), (3, -226.80, 0.25)],
+    ("count", "reference", "error", "particles"),
+    [
+        (1, -246.1061, 0.0, 2048),
+        (2, -232.88, 0.03, 2048),
+        (3, -226.80, 0.02, 2048),
+        (4, -226.65, 0.06, 1024),
+        (5, -227.01, 0.06, 1024),
+    ],
 )
-def test_galaxies(count, reference, tolerance):
-    """Mixtures of normals: K = 1 by quadrature, K = 3 by 1e8 prior draws (-226.80)."""
-    tree = infer(galaxy, GALAXIES, count, method=SMC(particles=2048), chains=8)
-    logs = evidences(tree)
-    assert np.log(np.mean(np.exp(logs - reference))) == pytest.approx(0.0, abs=tolerance)
+def test_galaxies(count, reference, error, particles):
+    """Mixtures of normals: K = 1 by quadrature, K = 3 by 1e8 prior draws, others by another SMC.
+
+    Within 4.5 standard errors of both, ours found from 8 runs (7 degrees of freedom: each fails
+    once in 350 seeds at most); ours are below 0.1.
+    """
+    tree = infer(galaxy, GALAXIES, count, method=SMC(particles=particles), chains=8)
+    found = combined(evidences(tree))
+    assert found.se < 0.1
+    assert abs(found.log - reference) < 4.5 * np.hypot(found.se, error)
 
 
 # -- single-run errors ---------------------------------------------------------------------------
