@@ -1,9 +1,9 @@
-"""Diagnostics beside ArviZ and NumPyro: summaries, the page, leave-one-out, calibration.
+"""Diagnostics beside ArviZ: summaries, the page, leave-one-out.
 
     python benchmarks/diagnostics.py [--rounds 5] [--many 100000]
 
 Both sides take turns in one process on the same draws; medians over rounds are shown. What takes
-minutes (very many observations, calibration at its default budget) runs once.
+minutes (very many observations) runs once.
 """
 
 import argparse
@@ -22,14 +22,11 @@ from typing import Any
 os.environ["PPL_CACHE_DIR"] = "off"
 
 import arviz as az
-import jax
 import numpy as np
 import numpyro
 import numpyro.distributions as dist
 import xarray
-from examples import EXAMPLES
 from measure import cost_of, machine, show_table
-from numpyro.infer import MCMC, NUTS
 from scipy import stats
 
 import ppl_toolkit as ppl
@@ -38,7 +35,6 @@ from ppl_toolkit.diagnostics import diagnose
 
 CHAINS, DRAWS = 4, 1000
 ARVIZ_TAIL = (0.11, 0.89)  # its tail ESS looks at these quantiles, ours at 5% and 95%
-NEW_OBJECTS, REUSES = 5, 20  # runs of NumPyro from which those on all data sets are extrapolated
 
 Work = Callable[[], Any]
 
@@ -191,63 +187,6 @@ def many_rows(count: int) -> list[list[Any]]:
     ]]  # fmt: skip
 
 
-# -- calibration --------------------------------------------------------------------------------
-
-
-def calibration_rows() -> list[list[Any]]:
-    """Default budget on eight schools; NumPyro runs as many iterations on a few such data sets."""
-    model, data = EXAMPLES["eight schools"]
-    (sigma,) = data.args
-
-    def calibrated(**options: Any) -> Any:
-        return ppl.calibrate(model, sigma, **data.kwargs, progress=False, **options)
-
-    def small() -> Any:
-        return calibrated(replications=20)
-
-    cold, warm = (cost_of(small)[0].cpu for _ in range(2))
-    cost, found = cost_of(calibrated)
-    replications = found.ranks.sizes["replication"]
-    rng = np.random.default_rng(4)
-
-    def simulated() -> np.ndarray:
-        theta = rng.normal(5 * rng.normal(), abs(5 * rng.standard_cauchy()), 8)
-        return rng.normal(theta, sigma)
-
-    def fresh() -> MCMC:
-        return MCMC(
-            NUTS(model), num_warmup=500, num_samples=found.draws * found.thinning,
-            thinning=found.thinning, num_chains=1, progress_bar=False, jit_model_args=True,
-        )  # fmt: skip
-
-    def draws(mcmc: MCMC, seed: Any, y: Any) -> Any:
-        mcmc.run(jax.random.key(seed), sigma, y=y)
-        return mcmc.get_samples()
-
-    one, jitted = fresh(), jax.jit(lambda seed, y: draws(fresh(), seed, y))
-    ways = {
-        "NumPyro, a new MCMC object each": (NEW_OBJECTS, lambda *of: draws(fresh(), *of)),
-        "NumPyro, one MCMC object": (REUSES, lambda *of: draws(one, *of)),
-        "NumPyro, whole run jitted by hand": (REUSES, jitted),
-    }
-
-    def seconds(way: Callable, seed: int) -> float:
-        y = simulated()
-        with jax.enable_x64(True):
-            return cost_of(lambda: jax.block_until_ready(way(np.uint32(seed), y)))[0].cpu
-
-    rows = [["ppl.calibrate", cold - warm, cost.cpu, 1000 * cost.cpu / replications, None,
-             f"all {replications}"]]  # fmt: skip
-    for name, (runs, way) in ways.items():
-        first, *others = (seconds(way, seed) for seed in range(1 + runs))
-        each = float(np.mean(others))
-        rows.append(
-            [name, first - each, replications * each, 1000 * each, replications * each / cost.cpu,
-             f"{runs}, extrapolated"]
-        )  # fmt: skip
-    return rows
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
     parser.add_argument("--rounds", type=int, default=5)
@@ -283,12 +222,6 @@ def main() -> None:
         ("call", "CPU s", "peak before, MiB", "peak, MiB", "all log likelihoods, MiB",
          "elpd / exact - 1"),
         many,
-    )  # fmt: skip
-    show_table(
-        "Calibration of NUTS: eight schools, non-centred, at the default budget (once)",
-        ("call", "first call more, CPU s", "all data sets, CPU s", "CPU ms each", "times ours",
-         "measured"),
-        calibration_rows(),
     )  # fmt: skip
 
 

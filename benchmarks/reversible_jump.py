@@ -1,26 +1,17 @@
-"""Reversible jump: compile time, steps per second, and the error of p(k | y) against exact values.
+"""Reversible jumps on the coal-mining disasters, exact by quadrature, for `composition.py`."""
 
-    python benchmarks/reversible_jump.py [--seconds 20] [--rounds 3]
-
-Coal-mining disasters (an unknown number of change points, exact by quadrature) with several
-kernels, and a hierarchy under two laws of its inactive elements. "Compile" is CPU seconds of the
-first call, everything included: checks of the involutions, tracing, XLA; no cache on disk.
-"""
-
-import argparse
-import os
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from statistics import median
+from typing import Any
 
-os.environ["PPL_CACHE_DIR"] = "off"
 sys.path.insert(0, str(Path(__file__).parent.parent / "tests" / "inference"))
 
 import numpy as np
 import numpyro
 import numpyro.distributions as dist
-from coal import EXACT, change_points, days
-from measure import cost_of, machine, show_table
+from coal import change_points, days
 
 import ppl_toolkit as ppl
 from ppl_toolkit.inference import (
@@ -35,6 +26,8 @@ from ppl_toolkit.inference import (
     masked_plate,
     repeat,
 )
+
+__all__ = ["inactive_rows", "runs"]
 
 STEPS = 20  # per draw
 WALKS = (Walk("rate", 0.5), Walk("first_rate", 0.3), Walk("at", 0.4))
@@ -55,29 +48,18 @@ def kernels() -> dict[str, tuple]:
     }
 
 
-def coal(seconds: float) -> list[list]:
-    rows, exact = [], np.array(EXACT["year"][:6])
-    for name, (kernel, steps, order) in kernels().items():
+def runs() -> dict[str, tuple[Callable[[int, int], Any], int]]:
+    """By kernel: (draws, seed) -> a run of four chains one after the other, and steps per draw."""
 
-        def run(draws: int, seed: int, kernel=kernel, order=order):
-            return ppl.infer(
-                change_points, days(), order=order, method=MCMC(kernel, warmup=300), draws=draws,
-                seed=seed, progress=False, threads=1,
-            )  # fmt: skip
+    def runner(kernel: Any, order: str | None) -> Callable[[int, int], Any]:
+        return lambda draws, seed: ppl.infer(
+            change_points, days(), order=order, method=MCMC(kernel, warmup=300), draws=draws,
+            seed=seed, progress=False, threads=1,
+        )  # fmt: skip
 
-        first, _ = cost_of(lambda run=run: run(1, 0))
-        pilot, _ = cost_of(lambda run=run: run(1000, 1))
-        overhead, _ = cost_of(lambda run=run: run(1, 2))
-        rate = 4 * 1000 * steps / max(pilot.cpu - overhead.cpu, 1e-3)
-        draws = max(1000, int(seconds * rate / (4 * steps)))
-        spent, found = cost_of(lambda run=run, draws=draws: run(draws, 3))
-        k = found["posterior"]["k"].values
-        error = max(abs((k == i + 1).mean() - p) for i, p in enumerate(exact))
-        ess = float(ppl.summary(found, "k")["ess_bulk"].iloc[0])
-        rows.append(
-            [name, first.cpu, 1e6 / rate, draws * 4 * steps, spent.cpu, ess / spent.cpu, error]
-        )
-    return rows
+    return {
+        name: (runner(kernel, order), steps) for name, (kernel, steps, order) in kernels().items()
+    }
 
 
 def children_and_parent(y, own_law):
@@ -97,7 +79,7 @@ def children_and_parent(y, own_law):
     numpyro.sample("y", dist.Normal(total, 0.5), obs=y)
 
 
-def inactive(rounds: int) -> list[list]:
+def inactive_rows(rounds: int) -> list[list]:
     """N(0, 1) or their own law for what is not there: mixing of the parent under NUTS."""
     from ppl_toolkit.inference import MetropolisedGibbs
 
@@ -116,31 +98,3 @@ def inactive(rounds: int) -> list[list]:
         ess = np.median(got, axis=0)
         rows.append([name, float(ess[0]), float(ess[1]), float(median(each))])
     return rows
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--seconds", type=float, default=20, help="of sampling per kernel")
-    parser.add_argument("--rounds", type=int, default=3, help="seeds of the hierarchy")
-    options = parser.parse_args()
-    print(machine("jax", "numpyro"))
-    show_table(
-        "Coal-mining disasters: 4 chains one after the other",
-        ["kernel", "compile CPU s", "us / step", "steps", "CPU s", "ESS of k / CPU s",
-         "max error of p(k), k = 1..6"],
-        coal(options.seconds),
-    )  # fmt: skip
-    show_table(
-        "A parent of up to 10 groups: the law of those that are not there (12,000 draws)",
-        ["law", "ESS of k", "ESS of the parent", "leapfrog steps / draw"],
-        inactive(options.rounds),
-    )
-
-
-if __name__ == "__main__":
-    import warnings
-
-    from ppl_toolkit.errors import InferenceWarning
-
-    warnings.simplefilter("ignore", InferenceWarning)
-    main()

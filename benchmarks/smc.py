@@ -1,22 +1,14 @@
-"""SMC samplers beside blackjax's adaptive_tempered_smc: CPU seconds and error of the evidence.
+"""SMC samplers and blackjax's adaptive_tempered_smc, on models whose log evidence is exact.
 
-    python benchmarks/smc.py [--particles 1024] [--runs 32] [--models a,b]
-
-Every model has an exact log evidence. Both samplers see the same log densities, aim at an effective
-sample size of one half, resample systematically, and move by HMC with eight leapfrog steps and a
-dense metric from the particles. Of blackjax its user must choose the step size, here that of a
-standard normal target, D^(-1/4), and the number of moves, here five. Cold is the first run,
-compilation included; the others are warm. The error is the root mean square over the runs of log Z
-minus the exact value.
+Both see the same log densities, aim at an effective sample size of one half, resample
+systematically, and move by HMC with eight leapfrog steps and a dense metric from the particles. Of
+blackjax its user must choose the step size, here that of a standard normal target, D^(-1/4), and
+the number of moves, here five. `composition.py` runs them.
 """
 
-import argparse
-import os
 import warnings
 from collections.abc import Callable
 from typing import Any, NamedTuple
-
-os.environ["PPL_CACHE_DIR"] = "off"
 
 import blackjax
 import blackjax.smc.resampling as blackjax_resampling
@@ -28,11 +20,12 @@ import numpyro.distributions as dist
 from blackjax.smc import extend_params
 from jax import random
 from jax.flatten_util import ravel_pytree
-from measure import cost_of, machine, show_table
 
 import ppl_toolkit as ppl
-from ppl_toolkit.inference import SMC, RandomWalk
+from ppl_toolkit.inference import SMC
 from ppl_toolkit.program import Program
+
+__all__ = ["ENGINES", "Problem", "Runs", "problems"]
 
 EFFECTS = np.array([28.0, 8.0, -3.0, 7.0, -1.0, 1.0, 18.0, 12.0])
 ERRORS = np.array([15.0, 10.0, 16.0, 11.0, 9.0, 11.0, 10.0, 18.0])
@@ -190,37 +183,6 @@ def theirs(problem: Problem, particles: int) -> Runs:
 
 ENGINES: dict[str, Callable[[Problem, int], Runs]] = {
     "SMC": ours,
-    "SMC, random walk": lambda p, n: ours(p, n, kernel=RandomWalk()),
     "SMC, waste-free": lambda p, n: ours(p, 4 * n, waste_free=16),
-    "SMC, persistent": lambda p, n: ours(p, n, generations=8),
     "blackjax": theirs,
 }
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--particles", type=int, default=1024)
-    parser.add_argument("--runs", type=int, default=32)
-    parser.add_argument("--models", default="")
-    chosen = parser.parse_args()
-    print(machine("jax", "numpyro", "blackjax"))
-    for name, problem in problems().items():
-        if chosen.models and not any(part in name for part in chosen.models.split(",")):
-            continue
-        rows = []
-        for engine, make in ENGINES.items():
-            runs = make(problem, chosen.particles)
-            cold, _ = cost_of(lambda runs=runs: runs(0, 1))
-            warm, found = cost_of(lambda runs=runs: runs(1, chosen.runs))
-            error = float(np.sqrt(np.mean((found - problem.exact) ** 2)))
-            cost = warm.cpu / chosen.runs
-            rows.append(
-                [engine, cold.cpu, 1000 * cost, float(np.mean(found) - problem.exact),
-                 float(np.std(found)), error, 1 / (cost * error**2)]
-            )  # fmt: skip
-        header = ["sampler", "cold s", "warm ms", "bias", "sd", "error", "1 / (s error^2)"]
-        show_table(f"{name}: log evidence {problem.exact:.4f}", header, rows)
-
-
-if __name__ == "__main__":
-    main()

@@ -31,10 +31,13 @@ if TYPE_CHECKING:
 __all__ = [
     "Position",
     "levels",
+    "log_jacobian",
     "log_parts",
     "log_rows",
     "own_draws",
     "own_scores",
+    "own_values",
+    "position_of",
     "prior_position",
     "relaxed_log_parts",
     "relaxed_shapes",
@@ -68,6 +71,15 @@ def log_parts(program: Program, position: Position, data: Sequence[Any]) -> tupl
     prior += _log_law_of_layout(program, position, trace)
     like = sum((jnp.sum(s) for name, s in scores.items() if name not in of_prior), start=0.0)
     return jnp.asarray(prior, program.precision), jnp.asarray(like, program.precision)
+
+
+def log_jacobian(
+    program: Program, position: Position, data: Sequence[Any], sites: Sequence[str]
+) -> Any:
+    """Log Jacobian of the transforms of some sites."""
+    scores, _ = program.scores(data, *_put(program, position))
+    own = (scores[log_det_name(name)] for name in sites if log_det_name(name) in scores)
+    return sum((jnp.sum(score) for score in own), start=jnp.zeros((), program.precision))
 
 
 def log_rows(program: Program, position: Position, data: Sequence[Any]) -> tuple[Any, Any, Any]:
@@ -110,6 +122,25 @@ def relaxed_shapes(program: Program) -> dict[str, jax.ShapeDtypeStruct]:
 def values_at(program: Program, position: Position, data: Sequence[Any]) -> dict[str, Any]:
     """Latent and deterministic sites, on their own spaces, at a position."""
     return program.site_values(program.trace(data, *_put(program, position)))
+
+
+def own_values(program: Program, position: Position, data: Sequence[Any]) -> dict[str, Any]:
+    """The latent sites on their own spaces, at a position, whatever is there."""
+    trace = program.trace(data, *_put(program, position))
+    return {site.name: trace[site.name]["value"] for site in program.latent}
+
+
+def position_of(
+    program: Program, values: Mapping[str, Any], data: Sequence[Any]
+) -> dict[str, Any]:
+    """The position of values of all latent sites on their own spaces."""
+    trace = program.trace(data, functools.partial(handlers.substitute, data=dict(values)))
+    return {
+        site.name: values[site.name]
+        if site.discrete
+        else biject_to(trace[site.name]["fn"].support).inv(values[site.name])
+        for site in program.latent
+    }
 
 
 def prior_position(program: Program, key: Any, data: Sequence[Any]) -> dict[str, Any]:

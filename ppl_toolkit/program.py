@@ -113,7 +113,7 @@ class Program:
         self.data: tuple[np.ndarray, ...] = self.arguments.arrays
         self.baked = False
         self._plate_dims = 0
-        self._traced: dict[str, Traced] = {}
+        self._traced: dict[Any, Traced] = {}
         self._subsamples: dict[str, int] = {}
         self.user_dims = {k: list(v) for k, v in (dims or {}).items()}
         require_no_outer_handlers()
@@ -163,7 +163,7 @@ class Program:
         for name, line, shape in closed_over_arrays(self.model):
             self._warn_baked(f"line {line} uses array {name!r} of shape {shape} from outside")
 
-    def _call(self, data: Sequence[Any], key: Any, model: Callable | None = None) -> None:
+    def run(self, data: Sequence[Any], key: Any, model: Callable | None = None) -> None:
         """Run the (handled) model on ``data``; ``key`` seeds whatever no handler fixes."""
         count = len(self.arguments.arrays)
         arrays = self.arguments.arrays if self.baked else [jnp.asarray(x) for x in data[:count]]
@@ -182,7 +182,7 @@ class Program:
         for wrapper in wrappers:
             model = wrapper(model)
         key = _fixed_key() if key is None else key
-        return traced_run(lambda: self._call(data, key, model))
+        return traced_run(lambda: self.run(data, key, model))
 
     # -- discovery -------------------------------------------------------------------------
 
@@ -411,7 +411,7 @@ class Program:
         from numpyro.contrib.funsor import config_enumerate, enum, log_density
 
         def model() -> None:
-            self._call(data, _fixed_key(), self._at(position)(config_enumerate(self.model)))
+            self.run(data, _fixed_key(), self._at(position)(config_enumerate(self.model)))
 
         enumerated = enum(model, first_available_dim=-self._plate_dims - 1)
         with alone(), warnings.catch_warnings():
@@ -552,7 +552,7 @@ class Program:
         model = infer_discrete(known, -self._plate_dims - 1, temperature=1, rng_key=key)
         with alone(), warnings.catch_warnings(), handlers.trace() as trace:
             warnings.simplefilter("ignore", FutureWarning)
-            self._call(data, key, model)
+            self.run(data, key, model)
         return {site.name: trace[site.name]["value"] for site in self.discrete}
 
     def site_values(self, trace: Mapping[str, Any]) -> dict[str, Any]:
@@ -676,14 +676,21 @@ class Program:
 
     # -- identity --------------------------------------------------------------------------
 
-    def traced(self, name: str) -> Traced:
+    def traced(self, name: Any) -> Traced:
         """One of this program's functions of (something, data), traced for compiling.
 
         Args:
             name: "log_density", "constrain", "prior", "log_configuration", "configuration", or
-                a function of `ppl_toolkit.positions` or `ppl_toolkit.minibatches`.
+                a function of `ppl_toolkit.positions` or `ppl_toolkit.minibatches`; or an object of
+                a kernel's: a function of (program, something, data) with an ``example`` of this.
         """
-        if name not in self._traced:
+        if name in self._traced:
+            return self._traced[name]
+        if not isinstance(name, str):
+            with self.context():
+                own = functools.partial(name, self)
+                self._traced[name] = Traced.of(own, name.example(self), self.data)
+        else:
             function = getattr(self, name, None)
             if function is None:
                 room = minibatches if name in minibatches.__all__ else positions

@@ -101,10 +101,12 @@ class Engine:
     """
 
     def __init__(self, program: Program, method: Any, lanes: int, devices: Sequence[Any]) -> None:
+        if hasattr(method, "on"):  # its kernels may depend on what sites there are
+            method = method.on(program)
         self.program, self.method, self.lanes = program, method, lanes
         self.devices = tuple(devices)
         self.traced = {name: program.traced(name) for name in method.needs}
-        self.consts = {name: traced.consts for name, traced in self.traced.items()}
+        self.consts = [traced.consts for traced in self.traced.values()]
         with program.context():
             self.settings = method.settings(program, 0)
             inputs = (self.consts, program.data, self.settings)
@@ -138,9 +140,15 @@ class Engine:
         def bind(traced: Traced, values: Any) -> Callable:
             return lambda x: traced(values, x, data)
 
-        return SimpleNamespace(
-            **{name: bind(traced, consts[name]) for name, traced in self.traced.items()}
-        )
+        named: dict[str, Callable] = {}
+        functions: dict[Any, Callable] = {}
+        for number, (name, traced) in enumerate(self.traced.items()):
+            own = bind(traced, consts[number])
+            if isinstance(name, str):
+                named[name] = own
+            else:
+                functions[name] = own
+        return SimpleNamespace(**named, functions=functions)
 
     def _over_lanes(self, function: Callable, *args: Any) -> Any:
         """``function`` on every lane; with one lane without any batching."""

@@ -18,7 +18,7 @@ import numpy as np
 
 from ppl_toolkit import convergence, results
 from ppl_toolkit.arguments import with_data
-from ppl_toolkit.diagnostics.ecdf import p_value
+from ppl_toolkit.diagnostics.ecdf import band, p_value
 from ppl_toolkit.diagnostics.simulation import (
     Quantities,
     Simulator,
@@ -74,6 +74,27 @@ class Calibration(NamedTuple):
     def ok(self) -> bool:
         """Whether every quantity passed; wrongly False with probability ``level`` at most."""
         return not self.failed
+
+    def worst(self, most: int) -> list[str]:
+        """The quantities with the smallest p-values, at most so many."""
+        return sorted(self.p_values, key=self.p_values.__getitem__)[:most]
+
+    @property
+    def points(self) -> np.ndarray:
+        """Normalised ranks (0, 1] at which distribution functions are compared, (draws + 1,)."""
+        return np.arange(1, self.draws + 2) / (self.draws + 1)
+
+    def difference(self, name: str) -> np.ndarray:
+        """The distribution function of a quantity's ranks minus the uniform one, at `points`."""
+        row = self.ranks.sel(quantity=name).values
+        counts = np.bincount(row, minlength=self.draws + 1)
+        return np.cumsum(counts) / row.size - self.points
+
+    def band(self, joint: float) -> tuple[np.ndarray, np.ndarray]:
+        """Lower and upper limits of such differences, all of which hold with this probability."""
+        size = self.ranks.sizes["replication"]
+        limits = band(size, self.points, joint)
+        return limits.low / size - self.points, limits.high / size - self.points
 
     def tree(self) -> xarray.DataTree:
         """Normalised ranks as `arviz.plot_ecdf_pit(tree, group="prior_sbc")` takes them."""
@@ -153,7 +174,9 @@ def calibrate(
         MethodError: the prior is improper, or sites are summed out or subsampled.
         DataError: the model observes nothing, or computes what it observes.
 
-    Cost: R (warmup + L thinning) iterations, by programs compiled once.
+    Cost: R (warmup + L thinning) iterations, by programs compiled once for all data sets. Threads
+    take one data set after the other: in lock step (`jax.vmap`) NUTS would cost 5 to 46 times the
+    CPU, the more the more data sets go together (benchmarks/README.md).
     """
     for name, value, least in (
         ("replications", replications, 20), ("draws", draws, 9), ("warmup", warmup, 0),

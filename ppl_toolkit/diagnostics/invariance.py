@@ -6,7 +6,11 @@ leaves this posterior invariant they still are. Every quantity h of parameters a
 E[h(after)] = E[h(before)], which is tested on the same replications: what a kernel does wrong shows
 against the small differences it makes, not against the spread of the prior.
 
-Source: Geweke (2004), JASA 99, for the joint law; Gandy and Scott (2020) for replications.
+In Geweke's form the data are drawn anew given the parameters, and the kernel steps again, in turns:
+the joint law must still hold at the end, and small mistakes add up from turn to turn.
+
+Source: Geweke (2004), JASA 99, for the joint law and the turns; Gandy and Scott (2020) for
+replications.
 """
 
 from __future__ import annotations
@@ -46,6 +50,7 @@ class Invariance(NamedTuple):
         shift: mean change of a quantity's location by quantity, in standard errors.
         moved: share of the replications in which anything changed.
         replications, steps: how many were made, with how many steps of the kernel each.
+        turns: of steps and new data.
     """
 
     p_values: dict[str, float]
@@ -53,9 +58,19 @@ class Invariance(NamedTuple):
     moved: float
     replications: int
     steps: int
+    turns: int = 1
+
+    def __str__(self) -> str:
+        turns = f"{self.turns} turns of " if self.turns > 1 else ""
+        return (
+            f"{self.replications:,} replications of {turns}{self.steps} steps, of which "
+            f"{self.moved:.0%} moved"
+        )
 
 
-def invariance(program: Program, spec: Any, replications: int, steps: int, seed: int) -> Invariance:
+def invariance(
+    program: Program, spec: Any, replications: int, steps: int, seed: int, turns: int = 1
+) -> list[Invariance]:
     """Test a kernel on a program.
 
     Args:
@@ -64,34 +79,44 @@ def invariance(program: Program, spec: Any, replications: int, steps: int, seed:
         replications: joint draws R, beside 500 that fix the scales.
         steps: of the kernel on every one.
         seed: of everything.
+        turns: of steps and new data. The last steps are judged with the data they were given:
+            fresh data would hide a kernel that overlooks some of them.
 
     Returns:
-        p-values for every scalar of every latent site (unconstrained), the log prior and the log
-        likelihood.
+        The test after the first turn, and, if there are more, that after the last. p-values are for
+        every scalar of every latent site (unconstrained), the log prior and the log likelihood.
 
     Raises:
         MethodError, DataError: no joint draws can be made of the program.
 
-    Cost: R + 500 times ``steps`` steps, in one compiled program.
+    Cost: R + 500 times ``turns * steps`` steps, in one compiled program.
     """
     require_simulable(program, summed_out=False)
-    before, after = _replicated(program, spec, replications + _REFERENCE, steps, seed)
-    names = list(before)
+    before, *later = _replicated(program, spec, replications + _REFERENCE, steps, seed, turns)
+    return [
+        _compared(before, after, steps, turn)
+        for turn, after in zip((1, turns), later, strict=False)
+    ]
+
+
+def _compared(
+    before: dict[str, np.ndarray], after: dict[str, np.ndarray], steps: int, turns: int
+) -> Invariance:
     p_values: dict[str, float] = {}
     shift: dict[str, float] = {}
-    changed = np.zeros(replications, bool)
-    for name in names:
-        reference, old, new = (
-            np.sort(before[name][:_REFERENCE]), before[name][_REFERENCE:], after[name][_REFERENCE:],
-        )  # fmt: skip
-        changed |= old != new
+    changed: Any = False
+    for name in before:
+        reference = np.sort(before[name][:_REFERENCE])
+        old, new = before[name][_REFERENCE:], after[name][_REFERENCE:]
+        changed = changed | (old != new)
         for suffix, function in (("", _location), (" (spread)", _spread)):
             difference = function(new, reference) - function(old, reference)
             z = _standardised(difference)
             if z is not None:
                 p_values[name + suffix] = float(2 * stats.t.sf(abs(z), len(difference) - 1))
                 shift[name + suffix] = z
-    return Invariance(p_values, shift, float(changed.mean()), replications, steps)
+    moved = float(np.mean(changed))
+    return Invariance(p_values, shift, moved, len(changed), steps, turns)
 
 
 def _location(values: np.ndarray, reference: np.ndarray) -> np.ndarray:
@@ -112,19 +137,23 @@ def _standardised(difference: np.ndarray) -> float | None:
 
 
 def _replicated(
-    program: Program, spec: Any, count: int, steps: int, seed: int
-) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
-    """Quantities of every replication before and after the steps."""
+    program: Program, spec: Any, count: int, steps: int, seed: int, turns: int
+) -> list[dict[str, np.ndarray]]:
+    """Quantities of every replication before the steps, after them, and after the last turn."""
 
-    def joint(key: Any, data: Sequence[Any]) -> tuple[Any, tuple[Any, ...]]:
-        """A position from the prior, and the data with simulated observations."""
-        key_prior, key_data = jax.random.split(key)
-        position = positions.prior_position(program, key_prior, data)
+    def redrawn(key: Any, position: Any, data: Sequence[Any]) -> tuple[Any, ...]:
+        """The data with simulated observations."""
         values = positions.values_at(program, position, data)
         latent = {site.name: values[site.name] for site in program.latent}
-        drawn = program.predict(key_data, latent, data)
+        drawn = program.predict(key, latent, data)
         observed = {site.name: drawn[site.name] for site in program.observed}
-        return position, tuple(map(jnp.asarray, with_observed(program, observed, data)))
+        return tuple(map(jnp.asarray, with_observed(program, observed, data)))
+
+    def joint(key: Any, data: Sequence[Any]) -> tuple[Any, tuple[Any, ...]]:
+        """A position from the prior, and data given it."""
+        key_prior, key_data = jax.random.split(key)
+        position = positions.prior_position(program, key_prior, data)
+        return position, redrawn(key_data, position, data)
 
     def quantities(position: Any, data: Sequence[Any]) -> dict[str, Any]:
         prior, likelihood = positions.log_parts(program, position, data)
@@ -143,19 +172,41 @@ def _replicated(
         first = spec.bind(target, Stage(jnp.zeros((), jnp.int32), plan)).init(position, key)
         return lax.fori_loop(0, _WARMUP, step, first)
 
+    def stepped(key: Any, tuned: Any, position: Any, data: Sequence[Any]) -> Any:
+        """The position after the steps."""
+        kernel = spec.bind(Target.of_program(program, data, position), SAMPLING)
+        state = lax.fori_loop(
+            0,
+            steps,
+            lambda i, s: kernel.step(jax.random.fold_in(key, i), s)[0],
+            kernel.refresh(tuned, position) if spec.adapts else kernel.init(position, key),
+        )
+        return dict(state.position)
+
     def batch(words: Any, tuned: Any, first: Any, data: Sequence[Any]) -> Any:
-        def one(index: Any) -> tuple[Any, Any]:
+        def one(index: Any) -> tuple[Any, ...]:
             key = jax.random.fold_in(jax.random.wrap_key_data(words), index)
             key, key_steps = jax.random.split(key)
             position, new_data = joint(key, data)
-            kernel = spec.bind(Target.of_program(program, new_data, position), SAMPLING)
-            state = lax.fori_loop(
-                0,
-                steps,
-                lambda i, s: kernel.step(jax.random.fold_in(key_steps, i), s)[0],
-                kernel.refresh(tuned, position) if spec.adapts else kernel.init(position, key),
+            start = quantities(position, new_data)
+            if turns == 1:
+                moved = stepped(key_steps, tuned, position, new_data)
+                return start, quantities(moved, new_data)
+
+            def turn(i: Any, carry: tuple) -> tuple:
+                position, data, early, _ = carry
+                key_data, key_turn = jax.random.split(jax.random.fold_in(key_steps, i))
+                fresh = redrawn(key_data, position, data)
+                data = jax.tree.map(lambda old, new: jnp.where(i == 0, old, new), data, fresh)
+                position = stepped(key_turn, tuned, position, data)
+                found = quantities(position, data)
+                early = jax.tree.map(lambda old, new: jnp.where(i == 0, new, old), early, found)
+                return position, data, early, found
+
+            *_, early, late = lax.fori_loop(
+                0, turns, turn, (dict(position), new_data, start, start)
             )
-            return quantities(position, new_data), quantities(state.position, new_data)
+            return start, early, late
 
         return jax.vmap(one)(first + jnp.arange(_BATCH))
 
@@ -171,8 +222,8 @@ def _replicated(
 
         with concurrent.futures.ThreadPoolExecutor() as pool:
             parts = list(pool.map(part, range(0, count, _BATCH)))
-    before, after = jax.tree.map(lambda *xs: np.concatenate(xs)[:count], *parts)
-    return _by_scalar(program, before), _by_scalar(program, after)
+    joined = jax.tree.map(lambda *xs: np.concatenate(xs)[:count], *parts)
+    return [_by_scalar(program, quantities) for quantities in joined]
 
 
 def _by_scalar(program: Program, quantities: dict[str, np.ndarray]) -> dict[str, np.ndarray]:

@@ -1,4 +1,4 @@
-"""Pieces of HTML that the sections of a report share."""
+"""Pieces of HTML that the sections of a report share, and the page around them."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import html
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
-from ppl_toolkit.diagnostics.style import CHAIN_COLOURS
+from ppl_toolkit.diagnostics.style import CHAIN_COLOURS, SCRIPT, style_sheet
 
 __all__ = [
     "Section",
@@ -14,6 +14,7 @@ __all__ = [
     "bullets",
     "chain_css",
     "chain_keys",
+    "document",
     "facts",
     "figure",
     "grid",
@@ -39,6 +40,32 @@ class Section(NamedTuple):
             f'<section id="{self.ident}" aria-labelledby="{self.ident}-title">'
             f'<h2 id="{self.ident}-title">{safe(self.title)}</h2>{self.body}</section>\n'
         )
+
+
+def document(
+    title: str, heading: str, headline: str, verdict: str, sections: Sequence[Section]
+) -> str:
+    """A self-contained page: style, script and pictures are inside.
+
+    Args:
+        title: of the window.
+        heading, headline: the first two lines.
+        verdict: HTML before the sections.
+        sections: linked from the top.
+    """
+    links = "".join(f'<li><a href="#{s.ident}">{safe(s.title)}</a></li>' for s in sections)
+    body = "".join(section.html() for section in sections)
+    return (
+        '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">'
+        f"<title>{safe(title)}</title><style>{style_sheet()}</style></head><body>\n"
+        '<a class="skip" href="#content">Skip to the content</a>'
+        f'<header><h1>{safe(heading)}</h1><p class="mute">{safe(headline)}</p>'
+        f'<nav aria-label="Sections"><ul>{links}</ul></nav></header>\n'
+        f'<main id="content">{verdict}{body}</main>'
+        "<footer><p>Made by ppl_toolkit from the result alone; it loads nothing.</p></footer>"
+        f"<script>{SCRIPT}</script></body></html>\n"
+    )
 
 
 def safe(text: object) -> str:

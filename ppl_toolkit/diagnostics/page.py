@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from ppl_toolkit.diagnostics.dimensions import dimensions
 from ppl_toolkit.diagnostics.evidence import evidence
 from ppl_toolkit.diagnostics.marginals import marginals
-from ppl_toolkit.diagnostics.markup import safe
+from ppl_toolkit.diagnostics.markup import document
 from ppl_toolkit.diagnostics.mixing import convergence
 from ppl_toolkit.diagnostics.model import model
 from ppl_toolkit.diagnostics.overview import (
@@ -24,7 +24,6 @@ from ppl_toolkit.diagnostics.power_scaling import power_scaling
 from ppl_toolkit.diagnostics.predictive import predictive
 from ppl_toolkit.diagnostics.residuals import residuals
 from ppl_toolkit.diagnostics.sampler import sampler
-from ppl_toolkit.diagnostics.style import SCRIPT, style_sheet
 from ppl_toolkit.diagnostics.view import View, view
 
 if TYPE_CHECKING:
@@ -74,16 +73,11 @@ def compose(result: View) -> str:
     ]
     body = "".join(section.html() for section in sections)
     anchors = set(re.findall(r'\bid="([^"]+)"', body))
-    links = "".join(f'<li><a href="#{s.ident}">{safe(s.title)}</a></li>' for s in sections)
     name = result.attribute("method") or "Inference"
-    return (
-        '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f"<title>{safe(name)} report</title><style>{style_sheet()}</style></head><body>\n"
-        '<a class="skip" href="#content">Skip to the content</a>'
-        f'<header><h1>Inference report</h1><p class="mute">{safe(headline(result))}</p>'
-        f'<nav aria-label="Sections"><ul>{links}</ul></nav></header>\n'
-        f'<main id="content">{verdict(result, anchors, row_anchors(result))}{body}</main>'
-        "<footer><p>Made by ppl_toolkit from the result alone; it loads nothing.</p></footer>"
-        f"<script>{SCRIPT}</script></body></html>\n"
+    return document(
+        f"{name} report",
+        "Inference report",
+        headline(result),
+        verdict(result, anchors, row_anchors(result)),
+        sections,
     )

@@ -65,6 +65,18 @@ def _require_relaxation(program: Any) -> None:
         ) from None
 
 
+def _require(kernel: Any, program: Any) -> Space:
+    space = space_of(program)
+    if not space:
+        raise MethodError("the model has no latent site to infer.")
+    kernel.require(space)
+    if kernel.needs_relaxation:
+        _require_relaxation(program)
+    if kernel.needs_minibatches:
+        program.require_minibatches(kernel.label, kernel.needs_whole)
+    return space
+
+
 @dataclasses.dataclass(frozen=True)
 class MCMC:
     """Markov chain Monte Carlo with a kernel composed of pieces.
@@ -96,7 +108,7 @@ class MCMC:
             raise OptionError(f"init_radius must be >= 0; got {self.init_radius}.")
 
     @property
-    def needs(self) -> tuple[str, ...]:
+    def needs(self) -> tuple[Any, ...]:
         """The functions of the program that the kernel uses."""
         needs = ["log_parts", "values_at", "levels", "start_position", "own_draws", "own_scores"]
         if self.kernel.needs_relaxation:
@@ -104,7 +116,12 @@ class MCMC:
         if self.minibatches:
             needs += ["rows", "log_parts_of_rows"]
             needs += ["whole_log_parts"] if self.kernel.needs_whole else []
-        return tuple(needs)
+        return (*needs, *self.kernel.functions)
+
+    def on(self, program: Any) -> MCMC:
+        """The method for a program, whose kernel may depend on what sites there are."""
+        kernel = self.kernel.on(program)
+        return self if kernel is self.kernel else dataclasses.replace(self, kernel=kernel)
 
     @property
     def minibatches(self) -> bool:
@@ -113,29 +130,20 @@ class MCMC:
 
     def check(self, program: Any) -> None:
         """Refuse programs with sites that the kernel cannot move, or leaves alone."""
-        space = self._require(program)
-        if still := sorted(set(space) - self.kernel.moves(space)):
+        kernel = self.on(program).kernel
+        space = _require(kernel, program)
+        if still := sorted(set(space) - kernel.moves(space)):
             raise MethodError(
                 f"no part of the kernel moves the latent sites {still}; add a block for them to "
                 "the cycle."
             )
-        try_out(self.kernel, program)
+        try_out(kernel, program)
 
     def check_kernel(self, program: Any) -> None:
         """The same, but for a kernel that may leave sites alone."""
-        self._require(program)
-        try_out(self.kernel, program)
-
-    def _require(self, program: Any) -> Space:
-        space = space_of(program)
-        if not space:
-            raise MethodError("the model has no latent site to infer.")
-        self.kernel.require(space)
-        if self.kernel.needs_relaxation:
-            _require_relaxation(program)
-        if self.minibatches:
-            program.require_minibatches(self.kernel.label, self.kernel.needs_whole)
-        return space
+        kernel = self.on(program).kernel
+        _require(kernel, program)
+        try_out(kernel, program)
 
     def attributes(self) -> dict[str, str]:
         """What results say of the method: names of the moves that ``move`` counts, if any.
@@ -160,7 +168,7 @@ class MCMC:
         minibatches = (target.rows, target.log_parts_of_rows) if self.minibatches else None
         bare = Target(
             parts, target.levels(position), layout=layout, own=own, relaxed=relaxed,
-            minibatches=minibatches,
+            minibatches=minibatches, functions=target.functions,
         )  # fmt: skip
         return self.kernel.bind(bare, stage)
 

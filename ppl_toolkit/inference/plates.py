@@ -6,7 +6,7 @@ discrete ones), whatever the prior. Inactive elements then say nothing to the re
 other choice, that they keep their own prior given their parents (Carlin and Chib 1995), leaves the
 same posterior of k and of what is active, but lets a parent move only as far as its inactive
 children follow (2.3 times the effective sample size of a parent of up to ten groups, under NUTS:
-benchmarks/reversible_jump.py). Both laws are normalised, so that evidences are those of the model.
+benchmarks/composition.py). Both laws are normalised, so that evidences are those of the model.
 """
 
 from __future__ import annotations

@@ -18,6 +18,7 @@ from ppl_toolkit.inference.hmc import HMC
 from ppl_toolkit.inference.kernel import Cloud, Kernel, block, cycle, require_exact, require_spec
 from ppl_toolkit.inference.population import Population, effective_size, relative_variance
 from ppl_toolkit.inference.randomness import over
+from ppl_toolkit.inference.reference import ReferenceDraw, ReferenceParts
 from ppl_toolkit.inference.rehearsal import try_out
 from ppl_toolkit.inference.resampling import resample, scheme_named
 from ppl_toolkit.inference.reversible_jump import BirthDeath, Switch
@@ -116,6 +117,9 @@ class SMC:
             sampling); 1: the newest only.
         powers: fixed points of the path in (0, 1], the last one 1. Nothing is adapted then (give
             ``moves`` too), and the evidence is an unbiased estimate. None: adaptive.
+        reference: for sites with flat priors, from which nothing can be drawn: the path begins
+            with Student's t of this scale (3 degrees of freedom, unconstrained) there, and ends at
+            the same posterior. The evidence is the integral under the flat prior. None: refuse.
         warmup: most stages.
 
     Cost: N log densities (or gradients) per move and stage; the number of stages grows like the
@@ -135,6 +139,7 @@ class SMC:
     waste_free: int = 0
     generations: int = 1
     powers: Sequence[float] | None = None
+    reference: float | None = None
     warmup: int = 100
 
     refit_warmup: ClassVar[int] = 100
@@ -162,6 +167,11 @@ class SMC:
                 f"ess must lie between 0 and {self.generations} (the number of generations kept); "
                 f"got {self.ess}."
             )
+        if self.reference is not None:
+            if not (isinstance(self.reference, int | float) and 0 < self.reference < np.inf):
+                raise OptionError(f"reference must be a positive scale; got {self.reference!r}.")
+            if self.batches > 1:
+                raise OptionError("reference serves batches=1 only.")
         scheme_named(self.resampling)
         changes_size = self.waste_free or self.generations > 1
         if self.resampling == "killing" and changes_size:
@@ -193,9 +203,11 @@ class SMC:
         object.__setattr__(self, "powers", tuple(powers.tolist()))
 
     @property
-    def needs(self) -> tuple[str, ...]:
-        parts = "log_parts" if self.batches == 1 else "log_rows"
-        return (parts, "values_at", "levels", "prior_position", "own_draws", "own_scores")
+    def needs(self) -> tuple[Any, ...]:
+        own: tuple[Any, ...] = ("log_rows" if self.batches > 1 else "log_parts", "prior_position")
+        if self.reference is not None:
+            own = (ReferenceParts(self.reference), ReferenceDraw(self.reference))
+        return (*own, "values_at", "levels", "own_draws", "own_scores")
 
     @property
     def draws(self) -> int:
@@ -207,7 +219,7 @@ class SMC:
         space = space_of(program)
         if not space:
             raise MethodError("the model has no latent site to infer.")
-        program.require_proper()
+        self._require_start(program)
         discrete = {name: kind.discrete for name, kind in space.items()}
         kernel = self.kernel or default_kernel(discrete, program.layout)
         kernel.require(space)
@@ -230,9 +242,18 @@ class SMC:
                 )
         try_out(kernel, program)
 
+    def _require_start(self, program: Any) -> None:
+        flat = [site.name for site in program.latent if not site.proper]
+        if flat and self.reference is None:
+            raise MethodError(
+                f"SMC begins with draws from the prior, and sites {flat} have flat (improper) "
+                "ones. Give them proper priors, or begin elsewhere: SMC(reference=10.0), with "
+                "about the scale of what the data will say."
+            )
+
     def statics(self) -> tuple:
         return (
-            self.particles, self.kernel, self.batches, self.resampling, self.moves,
+            self.reference, self.particles, self.kernel, self.batches, self.resampling, self.moves,
             self.max_moves, self.waste_free, self.generations,
         )  # fmt: skip
 
@@ -339,7 +360,12 @@ def default_kernel(discrete: Mapping[str, bool], layout: Layout = Layout()) -> A
 def _parts(method: SMC, target: Any, position: Position) -> tuple[Any, Any]:
     """Log prior density of a position, and its log likelihood by batch (B,)."""
     if method.batches == 1:
-        prior, likelihood = target.log_parts(position)
+        log_parts = (
+            target.log_parts
+            if method.reference is None
+            else target.functions[ReferenceParts(method.reference)]
+        )
+        prior, likelihood = log_parts(position)
         return prior, likelihood[None]
     prior, factors, rows = target.log_rows(position)
     number = np.arange(rows.shape[0]) * method.batches // rows.shape[0]
@@ -375,7 +401,12 @@ def first_state(
     size, kept = method.particles, method.generations
     key_particles, key_kernel = random.split(key)
     keys = random.split(key_particles, size + 1)
-    positions = over(lambda k: dict(target.prior_position(k)), keys)
+    first = (
+        target.prior_position
+        if method.reference is None
+        else target.functions[ReferenceDraw(method.reference)]
+    )
+    positions = over(lambda k: dict(first(k)), keys)
     real = [x for x in positions.values() if jnp.issubdtype(x.dtype, jnp.floating)]
     inside = jnp.ones(size + 1, bool)
     for x in real:  # a draw can round to the edge of its support: infinite, unconstrained

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
@@ -62,6 +62,7 @@ class Target:
             new elements from their own law; None if there are none.
         minibatches: the functions `minibatches.rows` and `minibatches.log_parts_of_rows`, for
             kernels that draw the rows of subsampled plates anew; None if there are none.
+        functions: of (position, more), by the objects that kernels call them by; see `call`.
     """
 
     parts: Callable[[Position], tuple[Any, Any]]
@@ -71,6 +72,9 @@ class Target:
     own: tuple[Callable[[Any], Any], Callable[[Any], Any]] | None = None
     relaxed: Callable[[Position], tuple[Any, Any]] | None = None
     minibatches: tuple[Callable[[Any], Any], Callable[[Any], tuple[Any, Any]]] | None = None
+    functions: Mapping[Any, Callable[[tuple[Position, Any]], Any]] = dataclasses.field(
+        default_factory=dict
+    )
 
     @classmethod
     def of(cls, log_density: Callable[[Position], Any], **levels: Any) -> Target:
@@ -78,13 +82,16 @@ class Target:
         return cls(lambda x: (0.0, log_density(x)), levels)
 
     @classmethod
-    def of_program(cls, program: Any, data: Any, position: Position) -> Target:
+    def of_program(
+        cls, program: Any, data: Any, position: Position, functions: Iterable[Any] = ()
+    ) -> Target:
         """The posterior of a program given data, for use inside a traced function.
 
         Args:
             program: the program.
             data: the arrays of `Program.data`, or others of the same shapes.
             position: any position; what supports depend on is taken from it.
+            functions: those that the kernel asks for.
         """
         return cls(
             lambda x: positions.log_parts(program, x, data),
@@ -94,6 +101,7 @@ class Target:
                 lambda given: positions.own_draws(program, given, data),
                 lambda x: positions.own_scores(program, x, data),
             ),
+            functions={f: lambda given, f=f: f(program, given, data) for f in functions},
         )
 
     def log_density(self, position: Position) -> Any:
@@ -125,6 +133,10 @@ class Target:
         parts = self.minibatches[1]
         return dataclasses.replace(self, parts=lambda x: parts((x, rows)), minibatches=None)
 
+    def call(self, function: Any, position: Position, more: Any) -> Any:
+        """One of the functions of the program that kernels have asked for (`Spec.functions`)."""
+        return self.functions[function]((position, more))
+
     def given(self, rest: Position) -> Target:
         """The conditional density of the sites that are not in ``rest``."""
         own = None
@@ -143,12 +155,17 @@ class Target:
         if self.minibatches is not None:
             rows, of_rows = self.minibatches
             minibatches = (rows, lambda given: of_rows(({**rest, **given[0]}, given[1])))
+
+        def completed(function: Callable) -> Callable:
+            return lambda given: function(({**rest, **given[0]}, given[1]))
+
         return dataclasses.replace(
             self,
             parts=lambda x: self.parts({**rest, **x}),
             own=own,
             relaxed=relaxed,
             minibatches=minibatches,
+            functions={name: completed(f) for name, f in self.functions.items()},
         )
 
     def tempered(self, power: Any) -> Target:

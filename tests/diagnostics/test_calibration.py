@@ -12,6 +12,7 @@ import pytest
 from models import EFFECTS, ERRORS, conjugate, die, eight_schools
 
 import ppl_toolkit as ppl
+from ppl_toolkit import executables
 from ppl_toolkit.diagnostics.calibration import _ranks, calibrate
 from ppl_toolkit.diagnostics.simulation import holm
 from ppl_toolkit.errors import DataError, MethodError, OptionError
@@ -53,7 +54,28 @@ def check(what, **options):
     return calibrate(model, *args, **kwargs, **{"progress": False, **options})
 
 
+compilations: list[str] = []
+jax.monitoring.register_event_duration_secs_listener(
+    lambda event, duration, **_: compilations.append(event) if "backend_compile" in event else None
+)
+
+
 # --- in short -----------------------------------------------------------------------------------
+
+
+def test_all_data_sets_run_through_programs_compiled_once(monkeypatch):
+    """Twenty or two hundred data sets, other data, another seed: nothing more is compiled."""
+    monkeypatch.setenv("PPL_CACHE_DIR", "off")
+    executables.clear()
+    before = len(compilations)
+    budget = {"draws": 19, "warmup": 50, "thinning": 1, "progress": False}
+    calibrate(conjugate, np.zeros(4), replications=20, **budget)
+    count = len(compilations)
+    assert (
+        2 <= count - before <= 8
+    )  # two programs of the sampler, and those that simulate and measure
+    calibrate(conjugate, np.ones(4), replications=200, seed=7, **budget)
+    assert len(compilations) == count
 
 
 def test_exact_draws_pass():
@@ -98,19 +120,6 @@ def test_the_same_seed_gives_the_same_ranks():
     np.testing.assert_array_equal(one.ranks, two.ranks)
     other = check("regression", seed=1, **options)
     assert not np.array_equal(one.ranks, other.ranks)
-
-
-def test_data_sets_compile_nothing_of_their_own():
-    compiled = []
-    jax.monitoring.register_event_duration_secs_listener(
-        lambda event, duration, **_: compiled.append(event) if "backend_compile" in event else None
-    )
-    options = {"warmup": 50, "thinning": 1}
-    check("counts", replications=20, **options)
-    first = len(compiled)
-    compiled.clear()
-    check("counts", replications=60, **options)
-    assert len(compiled) <= first
 
 
 def test_ranks_break_ties_at_random():

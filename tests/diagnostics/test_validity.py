@@ -5,6 +5,8 @@ alarm in any of twenty runs has a probability of at most 20 x 10^-4 by construct
 """
 
 import dataclasses
+import sys
+from pathlib import Path
 
 import jax.numpy as jnp
 import numpy as np
@@ -28,11 +30,14 @@ from ppl_toolkit.inference import (
     cycle,
     involutive,
     mixture,
+    rehearsal,
     smc,
     smc_stage,
 )
-from ppl_toolkit.inference import mcmc as mcmc_module
 from ppl_toolkit.inference.involution import random_walk
+
+sys.path.insert(0, str(Path(__file__).parent))
+import pages
 
 SEEDS = range(20)
 Y = np.zeros(5)  # its values do not matter
@@ -80,6 +85,19 @@ def factor(position, target):
 
 def stretch(position, v, target):
     return {**position, "a": position["a"] * jnp.exp(v["u"])}, {"u": -v["u"]}
+
+
+def drift(position, target):
+    numpyro.sample("v", dist.Normal(0.02, 0.3))
+
+
+def slide(position, v, target):
+    return {**position, "a": position["a"] + v["v"]}, {"v": -v["v"]}
+
+
+def without_density_of_drift(position, v, target):
+    law = dist.Normal(0.02, 0.3)
+    return law.log_prob(v["v"]) - law.log_prob(-v["v"])
 
 
 RIGHT_STRETCH = involutive(factor, stretch, name="stretch")
@@ -150,7 +168,7 @@ class EstimatedAgain(PseudoMarginal):
 @pytest.fixture
 def no_trial(monkeypatch):
     """Lets involutions with a wrong determinant through, which `infer` refuses beforehand."""
-    monkeypatch.setattr(mcmc_module, "judge", lambda trials: None)
+    monkeypatch.setattr(rehearsal, "judge", lambda trials: None)
 
 
 def test_a_right_composition_passes_with_all_its_parts():
@@ -160,6 +178,8 @@ def test_a_right_composition_passes_with_all_its_parts():
     assert list(found.invariant) == ["cycle", "nuts_w_mu", "gibbs_z"]
     assert "nothing wrong was found" in str(found)
     assert found.invariant["gibbs_z"].moved > 0.3
+    assert found.geweke.turns == 4  # a small model: Geweke's test as well
+    assert "Geweke's test: 4,000 replications of 4 turns of 3 steps" in str(found)
 
 
 def test_the_guilty_part_is_named(no_trial):
@@ -169,6 +189,67 @@ def test_the_guilty_part_is_named(no_trial):
     assert found.guilty == ["stretch"]
     assert found.rejected("stretch")[0] in ("a (spread)", "log prior")
     assert "What fails by itself: stretch." in str(found)
+
+
+def test_mistakes_add_up_over_the_turns_of_geweke(no_trial):
+    """A weak mistake (a drift of a fiftieth): three steps show less of it than twelve."""
+    drifting = involutive(drift, slide, log_det=without_density_of_drift, name="drifting")
+    found = ppl.check(location_scale, Y, method=cycle([drifting, block(NUTS(), "s")]))
+    assert "geweke" in found.failed
+    assert abs(found.geweke.shift["a"]) > 1.3 * abs(found.invariant["cycle"].shift["a"])
+    assert found.guilty
+
+
+def test_geweke_needs_a_kernel_and_real_numbers():
+    with pytest.raises(MethodError, match="Geweke's test needs a kernel"):
+        ppl.check(dice, np.array([0.3]), method=Gibbs(), geweke=True)
+    with pytest.raises(MethodError, match="Geweke's test needs a kernel"):
+        ppl.check(location_scale, Y, method=SMC(), geweke=True)
+    assert ppl.check(location_scale, Y, method=random_walk(0.5), geweke=False).geweke is None
+
+
+def test_populations_are_calibrated_and_their_evidence_compared(tmp_path):
+    y = np.array([0.3, 1.0, 2.0])
+    found = ppl.check(dice, y, method=SMC(particles=64), progress=False)
+    assert found
+    assert found.calibrated.ok
+    assert found.evidence.source == "by enumeration"
+    assert "evidence: 500 runs with the" in str(found)
+    off = dataclasses.replace(found, evidence=found.evidence._replace(p_value=1e-9))
+    assert off.failed == ["evidence"]
+    assert not off
+    assert len(found.plot().axes) == 2
+    found.save(tmp_path / "page.html")
+    text = (tmp_path / "page.html").read_text()
+    pages.check(text)
+    assert "Nothing wrong was found" in text
+    assert 'id="evidence"' in text
+    unknown = dataclasses.replace(found, evidence=found.evidence._replace(problem="no reason"))
+    assert len(unknown.plot().axes) == 1
+    unknown.save(tmp_path / "page.html")
+    assert "Not tested: no reason" in (tmp_path / "page.html").read_text()
+
+
+def test_pictures_of_kernels_mark_what_fails(no_trial, tmp_path):
+    kernel = cycle([WRONG_STRETCH, block(NUTS(), "s")])
+    found = ppl.check(location_scale, Y, method=kernel, geweke=False)
+    (panel,) = found.plot().axes
+    assert [text.get_text() for text in panel.get_yticklabels()] == list(found.invariant)
+    red = [line.get_xdata()[0] for line in panel.lines if line.get_color() == "#c1440e"]
+    names = [(label, q) for label in found.invariant for q in found.rejected(label)]
+    assert sorted(red) == sorted(found.invariant[label].shift[q] for label, q in names)
+    found.save(tmp_path / "page.html")
+    text = (tmp_path / "page.html").read_text()
+    pages.check(text)
+    assert "What fails by itself: stretch" in text
+
+
+def test_pictures_of_exact_errors(tmp_path):
+    found = ppl.check(dice, np.array([0.3, 1.0]), method=cycle([Gibbs(), LocallyBalanced()]))
+    (panel,) = found.plot().axes
+    assert panel.get_xscale() == "log"
+    found.save(tmp_path / "page.html")
+    pages.check((tmp_path / "page.html").read_text())
 
 
 def test_finite_models_are_checked_exactly():
@@ -197,6 +278,8 @@ def test_options_and_models_that_cannot_be_checked():
         ppl.check(location_scale, Y, level=2.0)
     with pytest.raises(OptionError, match="steps"):
         ppl.check(location_scale, Y, steps=0)
+    with pytest.raises(OptionError, match="does not estimate the evidence"):
+        ppl.check(location_scale, Y, log_evidence=0.0)
     with pytest.raises(DataError, match="observes nothing"):
         ppl.check(lambda: numpyro.sample("x", dist.Normal(0, 1)))
     with pytest.raises(MethodError, match="improper"):

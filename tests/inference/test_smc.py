@@ -16,6 +16,7 @@ import pytest
 import xarray
 from jax import random
 from models import conjugate, eight_schools
+from numpyro.distributions import constraints
 from scipy.special import betaln, gammaln
 
 import ppl_toolkit as ppl
@@ -625,3 +626,38 @@ def test_what_is_kept_once_for_all_particles():
             learned = kernel.init({"a": jnp.ones(30)}, random.key(0))
             herd = smc_stage._herd(kernel, learned, {"a": jnp.ones((7, 30))})
             assert max(leaf.ndim for leaf in jax.tree.leaves(herd.own)) == 2
+
+
+# -- flat priors ---------------------------------------------------------------------------------------
+
+
+def flat_location_and_scale(y):
+    mu = numpyro.sample("mu", dist.ImproperUniform(constraints.real, (), ()))
+    s = numpyro.sample("s", dist.ImproperUniform(constraints.positive, (), ()))
+    numpyro.sample("y", dist.Normal(mu, s), obs=y)
+
+
+@pytest.mark.parametrize("scale", [10.0, 30.0])
+def test_flat_priors_begin_at_a_reference_law(scale):
+    """The integral of the likelihood over location and scale is known:
+
+    (2 pi)^-(n-1)/2 n^-1/2 (S/2)^-(n-2)/2 Gamma((n-2)/2) / 2, S the sum of squared deviations.
+    """
+    y = np.random.default_rng(0).normal(70.0, 5.0, size=20)
+    n, squares = len(y), np.sum((y - y.mean()) ** 2)
+    exact = -(n - 1) / 2 * np.log(2 * np.pi) - 0.5 * np.log(n) - np.log(2.0)
+    exact += gammaln((n - 2) / 2) - (n - 2) / 2 * np.log(squares / 2)
+    tree = ppl.infer(flat_location_and_scale, y, method=SMC(reference=scale), progress=False)
+    logs = tree["sample_stats"]["log_evidence"].values[:, 0]
+    ratio = np.exp(logs - exact)
+    assert abs(ratio.mean() - 1.0) < 4.5 * max(0.12, ratio.std(ddof=1) / 2)
+    table = ppl.summary(tree)
+    assert abs(table.loc["mu", "mean"] - y.mean()) < 4.5 * table.loc["mu", "mcse_mean"]
+
+
+def test_flat_priors_are_refused_without_one():
+    with pytest.raises(MethodError, match=r"\['mu', 's'\] have flat.*reference=10"):
+        ppl.infer(flat_location_and_scale, np.arange(3.0), method=SMC(), progress=False)
+    for wrong in ({"reference": 0.0}, {"reference": 1.0, "batches": 2}):
+        with pytest.raises(OptionError, match="reference"):
+            SMC(**wrong)
