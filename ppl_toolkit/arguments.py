@@ -75,7 +75,9 @@ def _is_array(leaf: Any) -> bool:
 
 
 def _as_numpy(leaf: Any, name: str, precision: str) -> np.ndarray:
-    array = np.asarray(leaf)
+    # A copy: the caller may change the array, and JAX may remember it by its identity in another
+    # precision (a NumPyro run in float32 that was jitted whole leaves such a trace).
+    array = np.array(leaf)
     if array.dtype.kind == "f":
         return np.asarray(array, dtype=precision)
     if array.dtype.kind == "c":

@@ -130,9 +130,7 @@ def own_values(program: Program, position: Position, data: Sequence[Any]) -> dic
     return {site.name: trace[site.name]["value"] for site in program.latent}
 
 
-def position_of(
-    program: Program, values: Mapping[str, Any], data: Sequence[Any]
-) -> dict[str, Any]:
+def position_of(program: Program, values: Mapping[str, Any], data: Sequence[Any]) -> dict[str, Any]:
     """The position of values of all latent sites on their own spaces."""
     trace = program.trace(data, functools.partial(handlers.substitute, data=dict(values)))
     return {

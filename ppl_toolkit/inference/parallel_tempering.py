@@ -12,7 +12,15 @@ import numpy as np
 from jax import random
 
 from ppl_toolkit.errors import OptionError
-from ppl_toolkit.inference.kernel import SAMPLING, Info, Kernel, Spec, Stage, require_exact, require_spec
+from ppl_toolkit.inference.kernel import (
+    SAMPLING,
+    Info,
+    Kernel,
+    Spec,
+    Stage,
+    require_exact,
+    require_spec,
+)
 from ppl_toolkit.inference.randomness import accept, over
 from ppl_toolkit.inference.target import Target
 from ppl_toolkit.positions import Position

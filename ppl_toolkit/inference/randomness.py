@@ -150,7 +150,7 @@ def repeated(count: int, body: Callable[[Any, Any], Any], carry: Any) -> Any:
 
 
 def scanned(body: Callable[[Any, Any], tuple[Any, Any]], carry: Any, count: int) -> Any:
-    """``carry`` after (carry, output) = ``body(carry, t)`` for t = 0, ..., count - 1; all outputs."""
+    """The carry after (carry, output) = ``body(carry, t)`` for t = 0, ..., count - 1; outputs."""
     if _paths() is None:
         return lax.scan(body, carry, jnp.arange(count))
     outputs = []

@@ -27,8 +27,7 @@ from jaxtyping import Array, Float, Int
 
 from ppl_toolkit.inference.kernel import Info, Kernel
 from ppl_toolkit.inference.population import effective_size
-from ppl_toolkit.inference.randomness import over, repeated
-from ppl_toolkit.inference.randomness import enumerating
+from ppl_toolkit.inference.randomness import enumerating, over, repeated
 
 __all__ = [
     "Generations",

@@ -93,6 +93,10 @@ class Target:
             position: any position; what supports depend on is taken from it.
             functions: those that the kernel asks for.
         """
+
+        def bound(function: Callable) -> Callable:
+            return lambda given: function(program, given, data)
+
         return cls(
             lambda x: positions.log_parts(program, x, data),
             positions.levels(program, position, data),
@@ -101,7 +105,7 @@ class Target:
                 lambda given: positions.own_draws(program, given, data),
                 lambda x: positions.own_scores(program, x, data),
             ),
-            functions={f: lambda given, f=f: f(program, given, data) for f in functions},
+            functions={f: bound(f) for f in functions},
         )
 
     def log_density(self, position: Position) -> Any:

@@ -3,12 +3,14 @@
 import functools
 import warnings
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import numpyro
 import numpyro.distributions as dist
 import pytest
 from models import EFFECTS, ERRORS, conjugate, die, eight_schools
+from numpyro.infer import MCMC, NUTS
 from scipy import stats
 
 import ppl_toolkit as ppl
@@ -294,6 +296,20 @@ def test_a_refit_on_new_data_starts_warm_and_is_right():
 
 
 # --- precision ----------------------------------------------------------------------------------
+
+
+def test_arrays_that_were_part_of_a_float32_program_are_as_good_as_new():
+    """JAX remembers arrays that a program closed over, in the precision of that program."""
+    y = Y.copy()
+
+    def run(key):
+        sampler = MCMC(NUTS(conjugate), num_warmup=5, num_samples=5, progress_bar=False)
+        sampler.run(key, y)
+        return sampler.get_samples()
+
+    jax.jit(run)(jax.random.PRNGKey(0))
+    tree = quiet(conjugate, y, seed=4, draws=50, warmup=50)
+    assert tree["posterior"]["m"].dtype == "float64"
 
 
 @pytest.mark.parametrize("precision", ["float64", "float32"])

@@ -74,7 +74,7 @@ def agrees(tree, exact, most=0.2):
     return abs(ratios.mean() - 1.0) < 4.5 * error
 
 
-# -- exactly, with two particles ------------------------------------------------------------------
+# -- exactly, with two particles -----------------------------------------------------------------
 
 
 class Finite:
@@ -251,7 +251,7 @@ def test_mistakes_are_seen_exactly(mistake, monkeypatch):
     assert np.abs(np.subtract(found, truth)).max() > 1e-4
 
 
-# -- known evidences -------------------------------------------------------------------------------
+# -- known evidences -----------------------------------------------------------------------------
 
 Y = np.random.default_rng(0).normal(1.0, 1.0, 20)
 VARIANTS = {
@@ -438,7 +438,7 @@ def test_the_error_estimated_from_one_run(options):
     assert 0.7 < own / evidences(tree).std(ddof=1) < 1.4
 
 
-# -- the records --------------------------------------------------------------------------------
+# -- the records ---------------------------------------------------------------------------------
 
 
 def test_stages():
@@ -466,7 +466,7 @@ def test_the_records_reach_a_store(tmp_path):
     assert xarray.open_datatree(tmp_path / "run.nc")["smc"].attrs["particles"] == 64
 
 
-# -- going on -----------------------------------------------------------------------------------
+# -- going on ------------------------------------------------------------------------------------
 
 
 def same(a, b):
@@ -524,7 +524,7 @@ def test_float32():
     assert agrees(tree, conjugate_evidence(Y), 0.05)
 
 
-# -- errors ---------------------------------------------------------------------------------------
+# -- errors --------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -597,7 +597,7 @@ def test_random_walk_in_mcmc():
     assert (np.abs(numbers[0]["mean"] - numbers[1]["mean"]) < 4 * error).all()
 
 
-# -- the parts --------------------------------------------------------------------------------
+# -- the parts -----------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("model", [conjugate, eight_schools, mixed, galaxy])
@@ -628,7 +628,7 @@ def test_what_is_kept_once_for_all_particles():
             assert max(leaf.ndim for leaf in jax.tree.leaves(herd.own)) == 2
 
 
-# -- flat priors ---------------------------------------------------------------------------------------
+# -- flat priors ---------------------------------------------------------------------------------
 
 
 def flat_location_and_scale(y):

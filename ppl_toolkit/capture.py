@@ -1,0 +1,130 @@
+"""The scan of a model, taken out of it: what comes before, one step, and what it runs over."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from numpyro import handlers, primitives
+from numpyro.primitives import Messenger
+
+from ppl_toolkit.replay import traced_run
+
+__all__ = ["Scan", "captured", "run_step"]
+
+_HARMLESS = ("seed", "substitute", "condition", "trace", "_Capture", "_Trace")
+
+
+class Scan(NamedTuple):
+    """A call of NumPyro's `scan` that was not carried out.
+
+    Attributes:
+        body: (carry, x) -> (carry, output), with sample sites inside.
+        start: the carry before the first step.
+        xs: what it runs over, arrays (T, ...).
+        length: the number of steps T.
+        reverse: whether it runs backwards.
+        values: what handlers around it put into its sites, (kind, values by site or a function
+            of the message), from the inside out.
+        handlers: names of other handlers around it, which do not reach its sites.
+    """
+
+    body: Callable[[Any, Any], tuple[Any, Any]]
+    start: Any
+    xs: Any
+    length: int
+    reverse: bool
+    values: tuple[tuple[str, Any], ...]
+    handlers: tuple[str, ...]
+
+    def time(self, t: Any) -> Any:
+        """The index into ``xs``, and into the series of its sites, of step number t."""
+        return self.length - 1 - t if self.reverse else t
+
+
+class _Stop(BaseException):
+    """Leaves the model at its scan."""
+
+
+class _Capture(Messenger):
+    scan: Scan | None = None
+
+    def process_message(self, message: dict) -> None:
+        if message["type"] != "control_flow":
+            return
+        body, start, xs, length, reverse = message["args"]
+        if length is None:
+            length = jax.tree.leaves(xs)[0].shape[0]
+        around = [type(h).__name__ for h in primitives._PYRO_STACK]
+        self.scan = Scan(
+            body, start, xs, length, reverse, tuple(message["kwargs"]["substitute_stack"]),
+            tuple(name for name in around if name not in _HARMLESS),
+        )  # fmt: skip
+        raise _Stop
+
+
+def captured(run: Callable[[], Any]) -> tuple[Scan | None, dict[str, Any]]:
+    """The first scan that ``run`` comes to (None: it has none), and the messages before it."""
+    capture = _Capture()
+
+    def until_scan() -> None:
+        try:
+            with capture:
+                run()
+        except _Stop:
+            pass
+
+    trace = traced_run(until_scan)
+    return capture.scan, trace
+
+
+def run_step(
+    scan: Scan,
+    carry: Any,
+    t: Any,
+    key: Any,
+    *wrappers: Callable[[Callable], Callable],
+    free: Sequence[str] = (),
+) -> tuple[Any, dict[str, Any]]:
+    """One step of a scan, from ``carry``.
+
+    Args:
+        scan: as captured.
+        carry: before the step.
+        t: the number of the step.
+        key: seeds the sites that have no value.
+        *wrappers: handlers around the step, from the inside out.
+        free: sites that the handlers around the scan leave alone, as in a forecast.
+
+    Returns:
+        The carry after the step, and the messages of its sites.
+    """
+    i = scan.time(t)
+    step = handlers.infer_config(scan.body, config_fn=lambda _: {"_scan_current_index": i})
+    step = handlers.seed(step, key)
+    for kind, values in scan.values:
+        put = functools.partial(_value, values, i, free)
+        if kind == "condition":
+            step = handlers.condition(step, condition_fn=put)
+        else:
+            step = handlers.substitute(step, substitute_fn=put)
+    for wrapper in wrappers:
+        step = wrapper(step)
+    x = jax.tree.map(lambda v: v[i], scan.xs)
+    found = []
+    trace = traced_run(lambda: found.append(step(carry, x)[0]))
+    return found[0], trace
+
+
+def _value(values: Any, i: Any, free: Sequence[str], message: dict) -> Any:
+    """What a handler around the scan puts at a site in step i of the series."""
+    if message["type"] != "sample" or message["name"] in free:
+        return None
+    value = values(message) if callable(values) else values.get(message["name"])
+    if value is None:
+        return None
+    own = len(message["kwargs"]["sample_shape"] + message["fn"].shape())
+    return value[i] if jnp.ndim(value) > own else value
