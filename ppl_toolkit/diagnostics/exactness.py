@@ -95,7 +95,7 @@ def exactness(program: Program, spec: Any) -> Exactness:
     log_pi = log_masses(program, states)
     with program.context():
         first = jax.tree.map(lambda x: x[0], states)
-        kernel = spec.bind(Target.of_program(program, program.data, first))
+        kernel = spec.bind(Target.of_program(program, program.data, first, spec.functions))
 
         def step(key: Any, position: Any) -> Any:
             state = kernel.init(position, jax.random.key(0))

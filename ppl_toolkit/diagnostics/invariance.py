@@ -163,7 +163,8 @@ def _replicated(
         """The kernel's state after warm-up on one data set."""
         key = jax.random.fold_in(jax.random.wrap_key_data(words), _PILOT)
         position, data = joint(key, data)
-        target, plan = Target.of_program(program, data, position), schedule(_WARMUP)
+        target = Target.of_program(program, data, position, spec.functions)
+        plan = schedule(_WARMUP)
 
         def step(i: Any, state: Any) -> Any:
             kernel = spec.bind(target, Stage(i, plan))
@@ -174,7 +175,7 @@ def _replicated(
 
     def stepped(key: Any, tuned: Any, position: Any, data: Sequence[Any]) -> Any:
         """The position after the steps."""
-        kernel = spec.bind(Target.of_program(program, data, position), SAMPLING)
+        kernel = spec.bind(Target.of_program(program, data, position, spec.functions), SAMPLING)
         state = lax.fori_loop(
             0,
             steps,

@@ -224,12 +224,12 @@ def check(
         raise OptionError(f"level must lie between 0 and 1; got {level}.")
     seed = results.checked_seed(seed)
     chosen = _as_method(method)
-    spec = _kernel_of(chosen)
     program = Program(model, args, with_data(model, kwargs, data))
     if isinstance(method, Spec) and chosen is not method:
         chosen.check_kernel(program)  # a part may leave sites alone
     else:
         chosen.check(program)
+    spec = _kernel_of(chosen.on(program) if hasattr(chosen, "on") else chosen)
     kernels = {} if spec is None else _with_parts(spec)
     finite = is_finite(program)
     if geweke and (finite or not kernels):

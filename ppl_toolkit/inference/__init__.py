@@ -18,6 +18,8 @@ _HOME = {
     "SGLD": "stochastic_gradient",
     "SGHMC": "stochastic_gradient",
     "SGNHT": "stochastic_gradient",
+    "ParticleFilter": "filtering",
+    "ParticleGibbs": "particle_kernel",
 }
 # What methods are composed of.
 _PIECES = {
@@ -46,6 +48,11 @@ _PIECES = {
     "SplitMerge": "split_merge",
     "StepSplit": "split_merge",
     "moment_split": "split_merge",
+    "ConditionalSMC": "particle_kernel",
+    "Adapted": "proposals",
+    "Bootstrap": "proposals",
+    "Guided": "proposals",
+    "Laplace": "proposals",
     "Cyclical": "step_sizes",
     "PolynomialDecay": "step_sizes",
     "Moves": "moves",
@@ -60,16 +67,23 @@ __all__ = [
     "SGLD",
     "SGNHT",
     "SMC",
+    "Adapted",
     "BirthDeath",
+    "Bootstrap",
+    "ConditionalSMC",
     "Cyclical",
     "DelayedRejection",
     "Enumeration",
     "Gibbs",
     "GibbsWithGradients",
+    "Guided",
+    "Laplace",
     "LocallyBalanced",
     "MetropolisedGibbs",
     "Moves",
     "ParallelTempering",
+    "ParticleFilter",
+    "ParticleGibbs",
     "PolynomialDecay",
     "Prior",
     "PseudoMarginal",
@@ -105,6 +119,7 @@ if TYPE_CHECKING:
         MetropolisedGibbs,
     )
     from ppl_toolkit.inference.enumeration import Enumeration
+    from ppl_toolkit.inference.filtering import ParticleFilter
     from ppl_toolkit.inference.hmc import HMC, NUTS
     from ppl_toolkit.inference.involution import (
         involutive,
@@ -117,8 +132,10 @@ if TYPE_CHECKING:
     from ppl_toolkit.inference.mcmc import MCMC
     from ppl_toolkit.inference.moves import Moves, Walk
     from ppl_toolkit.inference.parallel_tempering import ParallelTempering
+    from ppl_toolkit.inference.particle_kernel import ConditionalSMC, ParticleGibbs
     from ppl_toolkit.inference.plates import case, masked_plate
     from ppl_toolkit.inference.prior import Prior
+    from ppl_toolkit.inference.proposals import Adapted, Bootstrap, Guided, Laplace
     from ppl_toolkit.inference.pseudo_marginal import PseudoMarginal
     from ppl_toolkit.inference.random_walk import RandomWalk
     from ppl_toolkit.inference.reversible_jump import BirthDeath, Switch

@@ -38,7 +38,8 @@ def try_out(kernel: Any, program: Any) -> None:
         def one(number: Any) -> Any:
             key = random.fold_in(random.wrap_key_data(words), number)
             position = positions.start_position(program, key, data)
-            return kernel.trials(Target.of_program(program, data, position), position, key)
+            target = Target.of_program(program, data, position, kernel.functions)
+            return kernel.trials(target, position, key)
 
         return jax.vmap(one)(jnp.arange(_TRIALS))
 

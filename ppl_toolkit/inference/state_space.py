@@ -159,7 +159,20 @@ class StateSpace:
             data: the arrays of `Program.data`, or others of the same shapes.
         """
         static = {name: position[name] for name in self.static}
-        return series(program, static, data, frozenset(self.initial), self.mixed)
+        discrete = {n: x for n, x in static.items() if program.sites[n].discrete}
+        real = {n: x for n, x in static.items() if n not in discrete}
+        return self._series(program, data, _put(discrete), at_unconstrained(real))
+
+    def given(self, program: Program, values: Mapping[str, Any], data: Sequence[Any]) -> Series:
+        """The same at values of the static sites on their own spaces.
+
+        The log prior density then has no Jacobians.
+        """
+        return self._series(program, data, _put({name: values[name] for name in self.static}))
+
+    def _series(self, program: Program, data: Sequence[Any], *put: Callable) -> Series:
+        own = {*self.static, *map(log_det_name, self.static)}
+        return series(program, data, put, own, frozenset(self.initial), self.mixed)
 
     def require_backward(self, method: str) -> None:
         """Refuse series whose paths cannot be joined by one step's density.
@@ -195,7 +208,7 @@ def state_space(program: Program) -> StateSpace:
     if program in _known:
         return _known[program]
     with program.context():
-        scan, before = _prefix(program, {}, program.data, random.key(0))
+        scan, before = _prefix(program, program.data, _FIXED)
         if scan is None:
             raise MethodError(
                 f"{label(program.model)} has no numpyro.contrib.control_flow.scan, which particle "
@@ -223,15 +236,13 @@ def state_space(program: Program) -> StateSpace:
 
 
 def _prefix(
-    program: Program, position: Position, data: Sequence[Any], key: Any, *wrappers: Callable
+    program: Program, data: Sequence[Any], key: Any, *wrappers: Callable
 ) -> tuple[Scan | None, dict[str, Any]]:
-    """The scan and the messages before it, with some sites at a position."""
-    discrete = {n: x for n, x in position.items() if program.sites[n].discrete}
-    continuous = {n: x for n, x in position.items() if n not in discrete}
-    model = at_unconstrained(continuous)(handlers.substitute(program.model, data=discrete))
-    for wrapper in wrappers:
+    """The scan and the messages before it."""
+    model = program.model
+    for wrapper in (*wrappers, with_improper_sites):
         model = wrapper(model)
-    return captured(lambda: program.run(data, key, with_improper_sites(model)))
+    return captured(lambda: program.run(data, key, model))
 
 
 def _put(values: Mapping[str, Any]) -> Callable[[Callable], Callable]:
@@ -283,28 +294,32 @@ def _scored(carry: Any, trace: Mapping[str, Any], latents: Sequence[str]) -> Ste
 
 def series(
     program: Program,
-    static: Position,
     data: Sequence[Any],
+    put: Sequence[Callable],
+    static: set[str],
     initial: frozenset[str],
     mixed: bool,
 ) -> Series:
-    """The series of a program at a position of its static sites."""
-    key = random.key(0)
-    scan, before = _prefix(program, static, data, key)
+    """The series of a program.
+
+    Args:
+        put: handlers that give the static sites their values.
+        static: names of these sites, and of their Jacobians.
+    """
+    scan, before = _prefix(program, data, _FIXED, *put)
     assert scan is not None  # `state_space` has seen to it
     body = run_step(scan, scan.start, 0, _FIXED)[1]
     latents = _latent(body)
-    of_static = {*static, *map(log_det_name, static)}
-    log_prior = _total([m for n, m in before.items() if m["type"] == "sample" and n in of_static])
+    log_prior = _total([m for n, m in before.items() if m["type"] == "sample" and n in static])
 
     def begin(key: Any, *wrappers: Callable) -> Step:
-        own, trace = _prefix(program, static, data, key, *wrappers, *_choosing(key))
+        own, trace = _prefix(program, data, key, *put, *wrappers, *_choosing(key))
         assert own is not None
-        there = {n: m for n, m in trace.items() if n not in of_static}
+        there = {n: m for n, m in trace.items() if n not in static}
         return _scored(own.start, there, [n for n in there if n in initial])
 
     def start_at(values: Mapping[str, Any]) -> Step:
-        return begin(key, _put(values))
+        return begin(_FIXED, _put(values))
 
     def step(key: Any, carry: Any, t: Any) -> Step:
         return _scored(*run_step(scan, carry, t, key, *_choosing(key)), latents)
@@ -366,13 +381,9 @@ def _static_and_initial(
     """
     names = _latent(before)
     values = {name: before[name]["value"] for name in names}
-    key = random.key(0)
 
     def run(values: Mapping[str, Any]) -> tuple[Scan, dict[str, Any]]:
-        put = _put(values)
-        scan, trace = captured(
-            lambda: program.run(program.data, key, with_improper_sites(put(program.model)))
-        )
+        scan, trace = _prefix(program, program.data, _FIXED, _put(values))
         assert scan is not None
         return scan, trace
 
@@ -415,8 +426,7 @@ def _memory(program: Program, space: StateSpace) -> tuple[int | None, tuple[str,
     that goes in circles (a counter, a window in one array), the series is run: two particles that
     are given the same latents must have the same carry after p steps.
     """
-    key = random.key(0)
-    scan, _ = _prefix(program, {}, program.data, key)
+    scan, _ = _prefix(program, program.data, _FIXED)
     assert scan is not None
     paths, structure = jax.tree_util.tree_flatten_with_path(scan.start)
     leaves = [jnp.asarray(leaf) for _, leaf in paths]

@@ -1,0 +1,295 @@
+"""Particle filtering and smoothing as a method: the latents of a series with known parameters."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import random
+
+from ppl_toolkit.errors import MethodError, OptionError, SiteError
+from ppl_toolkit.inference.paris import backward_paths, genealogy
+from ppl_toolkit.inference.particle_filter import Filter, History, follow, take
+from ppl_toolkit.inference.population import Population, effective_size, relative_variance
+from ppl_toolkit.inference.proposals import Bootstrap, Proposal
+from ppl_toolkit.inference.resampling import scheme_named
+from ppl_toolkit.inference.state_space import StateSpace, state_space
+from ppl_toolkit.program import Program
+
+__all__ = ["ParticleFilter"]
+
+_QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
+
+
+class Settings(NamedTuple):
+    """Arguments of the compiled program: values of the static sites, by name."""
+
+    given: dict[str, Any]
+
+
+class Filtered(NamedTuple):
+    """A filtered series.
+
+    Attributes:
+        history: of all steps, arrays (T, N, ...).
+        initial: the initial sites of the particles at the start, arrays (N, ...).
+        log_weights: of the last particles, (N,).
+        log_evidence: log Z_hat.
+        variance: of Z_hat / Z, estimated from the lineages.
+        summaries: of the filtering laws, by site and statistic, (T, ...).
+        ess: effective sample size before each step's resampling, (T,).
+        increments: of the log evidence, (T,).
+        ancestors_left: different ancestors at each step that the last particles have, (T,).
+        started: whether some particle has a positive weight.
+    """
+
+    history: History
+    initial: dict[str, Any]
+    log_weights: Any
+    log_evidence: Any
+    variance: Any
+    summaries: dict[str, dict[str, Any]]
+    ess: Any
+    increments: Any
+    ancestors_left: Any
+    started: Any
+
+
+@dataclasses.dataclass(frozen=True)
+class _Run:
+    """(key, static values) -> `Filtered`: a function of a program."""
+
+    space: StateSpace
+    options: Filter
+
+    def example(self, program: Program) -> Any:
+        sites = (program.sites[name] for name in self.space.static)
+        given = {site.name: jax.ShapeDtypeStruct(site.shape, site.dtype) for site in sites}
+        return jax.eval_shape(lambda: random.key(0)), given
+
+    def __call__(self, program: Program, more: tuple[Any, Any], data: Sequence[Any]) -> Filtered:
+        key, given = more
+        series = self.space.given(program, given, data)
+
+        def watch(population: Population, history: History, size: Any) -> Any:
+            shares = jnp.exp(population.log_weights)
+            own = {name: summary(shares, x) for name, x in history.latents.items()}
+            return history, own, size, population.log_evidence
+
+        last, initial, kept = follow(key, series, self.options, watch)
+        history, summaries, size, evidence = kept
+        count = self.options.particles
+        drawn = size <= self.options.ess * count if self.options.ess < 1.0 else size <= count
+        eves, _ = jax.lax.scan(
+            lambda eves, a: (eves[a], None), jnp.arange(count), history.ancestors
+        )
+        first = jnp.concatenate([jnp.zeros(1, evidence.dtype), evidence[:-1]])
+        return Filtered(
+            history,
+            initial,
+            last.log_weights,
+            last.log_evidence,
+            relative_variance(last.log_weights, eves, jnp.sum(drawn)),
+            summaries,
+            size,
+            evidence - first,
+            _lineages(history.ancestors),
+            jnp.isfinite(last.log_evidence) & (effective_size(last.log_weights) > 0),
+        )
+
+
+def summary(shares: Any, x: Any) -> dict[str, Any]:
+    """Weighted mean, standard deviation and quantiles of N values, arrays (N, ...)."""
+    x = jnp.asarray(x, jnp.result_type(float))
+    mean = jnp.tensordot(shares, x, 1)
+    variance = jnp.tensordot(shares, (x - mean) ** 2, 1)
+    order = jnp.argsort(x, axis=0)
+    ranked = jnp.take_along_axis(x, order, 0)
+    below = jnp.cumsum(shares[order], 0)
+    levels = jnp.asarray(_QUANTILES)
+    levels = levels.reshape(-1, *[1] * x.ndim) * below[-1]
+    place = jnp.minimum(jnp.sum(below[None] < levels, axis=1), x.shape[0] - 1)
+    return {
+        "mean": mean,
+        "sd": jnp.sqrt(variance),
+        "quantiles": jnp.take_along_axis(ranked, place, 0),
+    }
+
+
+def _lineages(ancestors: Any) -> Any:
+    """How many particles of each step have descendants among the last ones, (T,)."""
+    count = ancestors.shape[1]
+
+    def back(alive: Any, a: Any) -> tuple[Any, Any]:
+        left = jnp.sum(jnp.zeros(count, jnp.int32).at[alive].set(1))
+        return a[alive], left
+
+    _, left = jax.lax.scan(back, jnp.arange(count, dtype=ancestors.dtype), ancestors, reverse=True)
+    return left
+
+
+@dataclasses.dataclass(frozen=True)
+class _Complete:
+    """Values of the latent sites -> latent and deterministic sites: a function of a program."""
+
+    def example(self, program: Program) -> Any:
+        return {s.name: jax.ShapeDtypeStruct(s.shape, s.dtype) for s in program.latent}
+
+    def __call__(self, program: Program, values: Mapping[str, Any], data: Sequence[Any]) -> Any:
+        return program.complete(values, data)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Path:
+    """(key, static values, `Filtered`) -> a path of the latents: a function of a program."""
+
+    run: _Run
+    moves: int
+
+    def example(self, program: Program) -> Any:
+        with program.context():
+            key, given = self.run.example(program)
+            filtered = jax.eval_shape(
+                lambda *more: self.run(program, more, program.data), key, given
+            )
+        return key, given, filtered
+
+    def __call__(self, program: Program, more: Any, data: Sequence[Any]) -> dict[str, Any]:
+        key, given, filtered = more
+        space = self.run.space
+        series = space.given(program, given, data)
+        known = (series, filtered.initial, filtered.history, filtered.log_weights, 1)
+        backward = space.memory is not None and space.memory <= 1
+        paths = (
+            backward_paths(key, *known, moves=self.moves) if backward else genealogy(key, *known)
+        )
+        initial, latents = take(paths[0], 0), jax.tree.map(lambda x: x[:, 0], paths[1])
+        if series.scan.reverse:
+            latents = jax.tree.map(lambda x: x[::-1], latents)
+        return {**given, **initial, **latents}
+
+
+@dataclasses.dataclass(frozen=True)
+class ParticleFilter:
+    """Filters a model with a `scan`, and draws paths of its latents given all the data.
+
+    The parameters must be given; `ParticleGibbs` learns them. A chain is an independent run of the
+    filter; its draws are paths, drawn backwards (along the ancestors, where the carry remembers
+    more than one step). The group ``filtering`` of the result has means, standard deviations and
+    quantiles of the filtering laws at every time, the effective sample size and the increments of
+    the log evidence; ``log_evidence`` comes with every draw.
+
+    Args:
+        particles: N.
+        given: values of the static sites, by name; see `state_space`.
+        proposal: how particles are moved: `Bootstrap()`, `Guided(...)`, `Laplace()`, `Adapted()`.
+        resampling: "systematic", "multinomial", "stratified", "residual", "ssp" or "killing".
+        ess: particles are resampled where the effective sample size falls to this share of N.
+        moves: steps of a Metropolis-Hastings chain for every ancestor of a path; 0: exact draws.
+
+    Cost: O(N T) for the filter, O(moves T) for a path, O(N T) for an exact one; memory O(N T).
+    """
+
+    particles: int = 1000
+    given: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    proposal: Proposal = dataclasses.field(default_factory=Bootstrap)
+    resampling: str = "systematic"
+    ess: float = 0.5
+    moves: int = 0
+    warmup: int = 0
+    space: StateSpace | None = None
+
+    refit_warmup: ClassVar[int] = 0
+    takes_start: ClassVar[bool] = False
+
+    def __post_init__(self) -> None:
+        for name, value, least in (("particles", self.particles, 2), ("moves", self.moves, 0)):
+            wrong = isinstance(value, bool) or not isinstance(value, int | np.integer)
+            if wrong or value < least:
+                raise OptionError(f"{name} must be an integer >= {least}; got {value!r}.")
+        if not 0.0 < self.ess <= 1.0:
+            raise OptionError(f"ess must lie in (0, 1]; got {self.ess!r}.")
+        if not isinstance(self.proposal, Proposal):
+            raise OptionError(
+                "proposal must be Bootstrap(), Guided(...), Laplace() or Adapted(); got "
+                f"{self.proposal!r:.60}."
+            )
+        scheme_named(self.resampling)
+
+    def on(self, program: Program) -> ParticleFilter:
+        return dataclasses.replace(self, space=state_space(program))
+
+    def check(self, program: Program) -> None:
+        """Refuse programs without a scan, and static sites without a value."""
+        space = state_space(program)
+        self.proposal.check(space, program.sites)
+        if missing := [name for name in space.static if name not in self.given]:
+            raise MethodError(
+                f"ParticleFilter needs the values of the parameters {missing}: "
+                f"ParticleFilter(given={{{missing[0]!r}: ...}}). ParticleGibbs() learns them."
+            )
+        if unknown := sorted(set(self.given) - set(space.static)):
+            raise SiteError(
+                f"given= names {unknown}; the parameters outside the scan are {list(space.static)}."
+            )
+        for name, value in self.given.items():
+            shape = program.sites[name].shape
+            if np.shape(value) != shape:
+                raise SiteError(f"given[{name!r}] has shape {np.shape(value)}; it needs {shape}.")
+
+    @property
+    def _run(self) -> _Run:
+        assert self.space is not None
+        return _Run(self.space, Filter(self.particles, self.proposal, self.resampling, self.ess))
+
+    @property
+    def _path(self) -> _Path:
+        return _Path(self._run, self.moves)
+
+    @property
+    def needs(self) -> tuple[Any, ...]:
+        return (self._run, self._path, _Complete())
+
+    def statics(self) -> tuple:
+        return (self._run, self.moves)
+
+    def settings(self, program: Program, warmup: int) -> Settings:
+        return Settings({n: np.asarray(x, program.sites[n].dtype) for n, x in self.given.items()})
+
+    def init(self, key: Any, start: Any, target: Any, settings: Settings) -> Filtered:
+        return target.functions[self._run]((key, settings.given))
+
+    def refresh(self, state: Filtered, target: Any, settings: Settings) -> Filtered:
+        return state
+
+    def step(
+        self, key: Any, index: Any, state: Filtered, target: Any, settings: Settings
+    ) -> tuple[Filtered, Any, dict[str, Any]]:
+        path = target.functions[self._path]((key, settings.given, state))
+        return state, path, {"log_evidence": state.log_evidence}
+
+    def values(self, draw: Mapping[str, Any], target: Any) -> dict[str, Any]:
+        return target.functions[_Complete()](dict(draw))
+
+    def failed(self, state: Filtered) -> Any:
+        return ~np.asarray(state.started)
+
+    def groups(self, state: Filtered) -> dict[str, dict[str, tuple[tuple[str, ...], Any]]]:
+        """The filtering laws, and how the filter fared, over time."""
+        found: dict[str, tuple[tuple[str, ...], Any]] = {}
+        for name, statistics in state.summaries.items():
+            for statistic, x in statistics.items():
+                inner = ("quantile",) if statistic == "quantiles" else ()
+                rest = np.ndim(x) - 2 - len(inner)
+                dims = ("chain", "time", *inner, *(f"{name}_dim_{i + 1}" for i in range(rest)))
+                found[f"{name}_{statistic}"] = (dims, np.asarray(x))
+        for name in ("ess", "ancestors_left"):
+            found[name] = (("chain", "time"), np.asarray(getattr(state, name)))
+        found["log_evidence_increment"] = (("chain", "time"), np.asarray(state.increments))
+        sd = np.sqrt(np.maximum(np.asarray(state.variance), 0.0))
+        found["log_evidence_sd"] = (("chain",), sd)
+        return {"filtering": {**found, "particles": ((), self.particles)}}
