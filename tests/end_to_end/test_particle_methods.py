@@ -119,10 +119,10 @@ def test_particle_gibbs_agrees_with_nuts():
     y = simulated(40)
     nuts = quiet(model, y, method="nuts", seed=1)
     table = ppl.summary(nuts, ["phi", "q"])
-    for method in (ParticleGibbs(), ParticleGibbs(particles=16, proposal=Laplace())):
-        tree = quiet(model, y, method=method, draws=2000, seed=2)
+    for method in (ParticleGibbs(), ParticleGibbs(particles=16, proposal=Laplace(newton=1))):
+        tree = quiet(model, y, method=method, draws=1000, warmup=500, seed=2)
         found = ppl.summary(tree, ["phi", "q"])
-        assert (found["r_hat"] < 1.02).all()
+        assert (found["r_hat"] < 1.03).all()
         assert ((found["mean"] - table["mean"]).abs() < 0.15 * table["sd"]).all()
         assert ((found["sd"] / table["sd"] - 1).abs() < 0.15).all()
         assert float(tree["sample_stats"]["renewed.conditional_smc"].mean()) > 0.8
