@@ -190,6 +190,8 @@ def _require_started(call: Call, run: Run, positions: np.ndarray, given: np.ndar
     if not failed.any():
         return
     chain = int(np.flatnonzero(failed)[0])
+    if own := getattr(call.method, "failure", ""):
+        raise InitializationError(f"chain {chain}: {own}")
     guilty = _sites_without_density(call, positions[chain])
     where = "the given starting point" if given[chain] else "any of the points tried"
     raise InitializationError(

@@ -13,7 +13,7 @@ from ppl_toolkit.errors import CheckpointError, DataError, OptionError, SiteErro
 from ppl_toolkit.executables import evaluate
 from ppl_toolkit.program import Program
 
-__all__ = ["is_tree", "start_numbers", "start_positions"]
+__all__ = ["is_tree", "positions_of", "start_numbers", "start_positions"]
 
 _START_SALT = 0x5EED  # the keys of starting points differ from those of the chains
 
@@ -69,31 +69,39 @@ def start_positions(
             f"init must be None, 'prior', a dictionary of site values or a result; got "
             f"{type(init).__name__}."
         )
-    return _positions_of(program, init, chains, seed), np.ones(chains, bool)
+    return positions_of(program, init, chains, seed), np.ones(chains, bool)
 
 
-def _positions_of(program: Program, init: Mapping[str, Any], chains: int, seed: int) -> np.ndarray:
-    """Flat positions of constrained site values; sites without one start at random."""
+def positions_of(
+    program: Program, init: Mapping[str, Any], chains: int, seed: int, what: str = "init"
+) -> np.ndarray:
+    """Flat positions of constrained site values; sites without one start at random.
+
+    Raises:
+        DataError, SiteError: about ``what`` was given.
+    """
     latent = {site.name: site for site in program.continuous}
     unknown = [name for name in init if name not in latent]
     if unknown:
-        raise SiteError(f"init= names {unknown}; the continuous latent sites are {list(latent)}.")
+        raise SiteError(f"{what}= names {unknown}; the continuous latent sites are {list(latent)}.")
     values = {}
     for name, value in init.items():
         try:
             array = np.asarray(value, program.precision)
         except (TypeError, ValueError):
-            raise DataError(f"init[{name!r}] is not an array of numbers: {value!r:.60}.") from None
+            raise DataError(
+                f"{what}[{name!r}] is not an array of numbers: {value!r:.60}."
+            ) from None
         shape = latent[name].shape
         if not np.isfinite(array).all():
-            raise DataError(f"init[{name!r}] has non-finite values.")
+            raise DataError(f"{what}[{name!r}] has non-finite values.")
         if array.shape == (chains, *shape):
             values[name] = array
         elif array.shape == shape:
             values[name] = np.broadcast_to(array, (chains, *shape))
         else:
             raise SiteError(
-                f"init[{name!r}] has shape {array.shape}; site {name!r} needs {shape}, or "
+                f"{what}[{name!r}] has shape {array.shape}; site {name!r} needs {shape}, or "
                 f"{(chains, *shape)} with one value per chain."
             )
     rng = np.random.default_rng(seed)
@@ -109,7 +117,7 @@ def _positions_of(program: Program, init: Mapping[str, Any], chains: int, seed: 
         part = found[:, site.offset : site.offset + site.unconstrained_size]
         if site.name in init and not np.isfinite(part).all():
             raise SiteError(
-                f"init[{site.name!r}] lies outside the support of {site.distribution} "
+                f"{what}[{site.name!r}] lies outside the support of {site.distribution} "
                 f"({site.support})."
             )
     return found

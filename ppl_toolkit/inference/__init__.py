@@ -166,6 +166,8 @@ def as_method(method: Any) -> Any:
     made = method_named(method) if isinstance(method, str) else method
     made = made() if isinstance(made, type) else made
     if not isinstance(made, Method):
+        if hasattr(made, "bind"):
+            raise MethodError(f"{made!r:.80} is a kernel; say method=MCMC({made!r:.80}).")
         raise MethodError(
             f"method must be a name or a method object such as NUTS(); got {method!r}."
         )

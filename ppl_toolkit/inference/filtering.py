@@ -19,6 +19,7 @@ from ppl_toolkit.inference.proposals import Bootstrap, Proposal
 from ppl_toolkit.inference.resampling import scheme_named
 from ppl_toolkit.inference.state_space import StateSpace, state_space
 from ppl_toolkit.program import Program
+from ppl_toolkit.starts import positions_of
 
 __all__ = ["ParticleFilter"]
 
@@ -205,6 +206,10 @@ class ParticleFilter:
 
     refit_warmup: ClassVar[int] = 0
     takes_start: ClassVar[bool] = False
+    failure: ClassVar[str] = (
+        "no particle has a finite weight: the data are impossible, or far from all that the model "
+        "predicts. Check their scale, or take more particles, or a proposal that looks at the data."
+    )
 
     def __post_init__(self) -> None:
         for name, value, least in (("particles", self.particles, 2), ("moves", self.moves, 0)):
@@ -226,7 +231,7 @@ class ParticleFilter:
     def check(self, program: Program) -> None:
         """Refuse programs without a scan, and static sites without a value."""
         space = state_space(program)
-        self.proposal.check(space, program.sites)
+        self.proposal.check(space, program)
         if missing := [name for name in space.static if name not in self.given]:
             raise MethodError(
                 f"ParticleFilter needs the values of the parameters {missing}: "
@@ -236,10 +241,8 @@ class ParticleFilter:
             raise SiteError(
                 f"given= names {unknown}; the parameters outside the scan are {list(space.static)}."
             )
-        for name, value in self.given.items():
-            shape = program.sites[name].shape
-            if np.shape(value) != shape:
-                raise SiteError(f"given[{name!r}] has shape {np.shape(value)}; it needs {shape}.")
+        if real := {n: x for n, x in self.given.items() if not program.sites[n].discrete}:
+            positions_of(program, real, 1, 0, "given")  # refuses what is no value of these sites
 
     @property
     def _run(self) -> _Run:

@@ -48,6 +48,7 @@ __all__ = [
     "require_continuous",
     "require_exact",
     "require_spec",
+    "require_tempering",
     "tempered",
 ]
 
@@ -121,6 +122,7 @@ class Spec(abc.ABC):
         relaxes: whether it evaluates the model at real values of discrete sites.
         tunes: whether it learns step sizes or scales in warm-up.
         redraws: whether it draws the rows of subsampled plates anew at every step.
+        tempers: whether it can follow a target whose likelihood has another power.
     """
 
     reversible: ClassVar[bool] = True
@@ -129,6 +131,7 @@ class Spec(abc.ABC):
     relaxes: ClassVar[bool] = False
     tunes: ClassVar[bool] = False
     redraws: ClassVar[bool] = False
+    tempers: ClassVar[bool] = True
 
     @property
     def label(self) -> str:
@@ -257,12 +260,28 @@ def require_specs(specs: Iterable[Any]) -> tuple[Any, ...]:
     return made
 
 
+def require_tempering(label: str, kernel: Any) -> None:
+    """Refuse kernels that leave the posterior invariant, and no law with a tempered likelihood.
+
+    Raises:
+        MethodError: names what needs others.
+    """
+    if not kernel.tempers:
+        raise MethodError(
+            f"{label} gives its kernels likelihoods to other powers, but {kernel.label} runs the "
+            "model itself, and follows the posterior alone. Run it in MCMC(...)."
+        )
+    for part in kernel.parts:
+        require_tempering(label, part)
+
+
 def require_exact(label: str, kernel: Any) -> None:
     """Refuse kernels that leave their target invariant only up to a bias.
 
     Raises:
         MethodError: names what needs better ones.
     """
+    require_tempering(label, kernel)
     if kernel.needs_minibatches:
         raise MethodError(
             f"{label} needs kernels that leave every one of its targets invariant, and "
@@ -617,6 +636,7 @@ class Tempered(Spec):
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "kernel", require_spec(self.kernel))
+        require_tempering("tempered(...)", self.kernel)
         if not (isinstance(self.power, int | float) and 0 <= self.power < float("inf")):
             raise OptionError(f"power must be a number >= 0; got {self.power!r}.")
 

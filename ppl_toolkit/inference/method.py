@@ -22,8 +22,9 @@ class Method(Protocol):
         refit_warmup: warm-up iterations when a run starts from an earlier result.
 
     Optional: ``draws``, a default number of draws; ``takes_start = False`` for methods that do not
-    start from a position; ``attributes()``, ``groups(state)`` and ``problem(state)`` for what else
-    a result says.
+    start from a position; ``failure``, what is said of chains that failed; ``on(program)``, the
+    method for a program; ``attributes()``, ``groups(state)`` and ``problem(state)`` for what else a
+    result says.
     """
 
     needs: ClassVar[tuple[str, ...]]

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -94,6 +94,8 @@ class ConditionalSMC(Spec):
     proposal: Proposal = dataclasses.field(default_factory=Bootstrap)
     space: StateSpace | None = None
 
+    tempers: ClassVar[bool] = False
+
     def __post_init__(self) -> None:
         count = self.particles
         if count is not None and (
@@ -117,7 +119,7 @@ class ConditionalSMC(Spec):
             MethodError: particles cannot follow it, or not with this proposal.
         """
         space = state_space(program)
-        self.proposal.check(space, program.sites)
+        self.proposal.check(space, program)
         return dataclasses.replace(self, space=space)
 
     @property

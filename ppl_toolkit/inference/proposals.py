@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import abc
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -21,11 +21,13 @@ from jax import random
 from jax.flatten_util import ravel_pytree
 from jax.scipy.special import logsumexp
 
-from ppl_toolkit.errors import MethodError
+from ppl_toolkit.errors import MethodError, PPLError
 from ppl_toolkit.inference.auxiliary import draw, score
 from ppl_toolkit.inference.randomness import categorical, continuous
 from ppl_toolkit.inference.state_space import Series, StateSpace, Step
-from ppl_toolkit.sites import Site
+from ppl_toolkit.positions import start_position
+from ppl_toolkit.program import Program
+from ppl_toolkit.tracing import user_line
 
 __all__ = ["Adapted", "Bootstrap", "Guided", "Laplace", "Proposal"]
 
@@ -38,12 +40,12 @@ class Proposal(abc.ABC):
 
     looks_ahead: bool = False
 
-    def check(self, space: StateSpace, sites: Mapping[str, Site]) -> None:  # noqa: B027 (most serve all)
+    def check(self, space: StateSpace, program: Program) -> None:  # noqa: B027 (most serve all)
         """Refuse models that it cannot serve.
 
         Args:
             space: the time axis of the model.
-            sites: of the program.
+            program: the model and its data.
 
         Raises:
             MethodError: says why.
@@ -86,6 +88,30 @@ class Guided(Proposal):
     program: Callable[[Any, Any], Any]
     ahead: Callable[[Any, Any], Any] | None = None
 
+    def check(self, space: StateSpace, program: Program) -> None:
+        def trial(key: Any) -> Any:
+            series = space.at(program, start_position(program, key, program.data), program.data)
+            carry = series.start(key).carry
+            drawn = draw(self.program, key, carry, series.x(0))[0]
+            return drawn, series.step(key, carry, 0).latents
+
+        try:
+            with program.context():
+                drawn, wanted = jax.eval_shape(trial, jax.eval_shape(lambda: random.key(0)))
+        except PPLError:
+            raise
+        except Exception as error:
+            raise MethodError(
+                f"the proposal raised {type(error).__name__} at {user_line(error)}: {error}. It is "
+                "called with the carry and x, as the function that is scanned."
+            ) from None
+        found = {name: x.shape for name, x in drawn.items()}
+        if found != {name: x.shape for name, x in wanted.items()}:
+            raise MethodError(
+                f"the proposal draws {found}, but the latents of a step are "
+                f"{ {name: x.shape for name, x in wanted.items()} }: it must draw the same sites."
+            )
+
     @property
     def looks_ahead(self) -> bool:  # type: ignore[override]
         return self.ahead is not None
@@ -117,8 +143,8 @@ class Adapted(Proposal):
 
     looks_ahead = True
 
-    def check(self, space: StateSpace, sites: Mapping[str, Site]) -> None:
-        own = [sites[name] for name in space.latents]
+    def check(self, space: StateSpace, program: Program) -> None:
+        own = [program.sites[name] for name in space.latents]
         if rest := [s.name for s in own if not s.cardinality or len(s.shape) > 1]:
             raise MethodError(
                 f"Adapted looks at all values of a step's latents, but {rest} are no numbers with "
@@ -170,8 +196,8 @@ class Laplace(Proposal):
 
     looks_ahead = True
 
-    def check(self, space: StateSpace, sites: Mapping[str, Site]) -> None:
-        if rest := [n for n in space.latents if sites[n].discrete]:
+    def check(self, space: StateSpace, program: Program) -> None:
+        if rest := [n for n in space.latents if program.sites[n].discrete]:
             raise MethodError(
                 f"Laplace needs derivatives, but the latents {rest} are discrete. Use Adapted() "
                 "for finite ones, or Bootstrap()."

@@ -43,6 +43,7 @@ class PseudoMarginal(Spec):
     estimator: Callable[[Any, Position], Any]
 
     alone: ClassVar[bool] = True
+    tempers: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         for what in ("proposal", "estimator"):

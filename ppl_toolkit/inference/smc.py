@@ -222,13 +222,13 @@ class SMC:
         self._require_start(program)
         discrete = {name: kind.discrete for name, kind in space.items()}
         kernel = self.kernel or default_kernel(discrete, program.layout)
+        require_exact("SMC", kernel)
         kernel.require(space)
         if kernel.needs_relaxation:
             raise MethodError(
                 "SMC serves no kernels with gradients with respect to discrete sites; use Gibbs or "
                 "LocallyBalanced."
             )
-        require_exact("SMC", kernel)
         if still := sorted(set(space) - kernel.moves(space)):
             raise MethodError(
                 f"no part of the kernel moves the latent sites {still}; add a block for them to "
