@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -41,7 +41,11 @@ class Scan(NamedTuple):
     handlers: tuple[str, ...]
 
     def time(self, t: Any) -> Any:
-        """The index into ``xs``, and into the series of its sites, of step number t."""
+        """The index into ``xs`` of step number t, and into the series of the sites' values.
+
+        What handlers put into the sites is in the order of the steps, whichever way they run: so
+        NumPyro has it.
+        """
         return self.length - 1 - t if self.reverse else t
 
 
@@ -87,7 +91,6 @@ def run_step(
     t: Any,
     key: Any,
     *wrappers: Callable[[Callable], Callable],
-    free: Sequence[str] = (),
 ) -> tuple[Any, dict[str, Any]]:
     """One step of a scan, from ``carry``.
 
@@ -97,34 +100,32 @@ def run_step(
         t: the number of the step.
         key: seeds the sites that have no value.
         *wrappers: handlers around the step, from the inside out.
-        free: sites that the handlers around the scan leave alone, as in a forecast.
 
     Returns:
         The carry after the step, and the messages of its sites.
     """
-    i = scan.time(t)
-    step = handlers.infer_config(scan.body, config_fn=lambda _: {"_scan_current_index": i})
+    step = handlers.infer_config(scan.body, config_fn=lambda _: {"_scan_current_index": t})
     step = handlers.seed(step, key)
     for kind, values in scan.values:
-        put = functools.partial(_value, values, i, free)
+        put = functools.partial(_value, values, t)
         if kind == "condition":
             step = handlers.condition(step, condition_fn=put)
         else:
             step = handlers.substitute(step, substitute_fn=put)
     for wrapper in wrappers:
         step = wrapper(step)
-    x = jax.tree.map(lambda v: v[i], scan.xs)
+    x = jax.tree.map(lambda v: v[scan.time(t)], scan.xs)
     found = []
     trace = traced_run(lambda: found.append(step(carry, x)[0]))
     return found[0], trace
 
 
-def _value(values: Any, i: Any, free: Sequence[str], message: dict) -> Any:
-    """What a handler around the scan puts at a site in step i of the series."""
-    if message["type"] != "sample" or message["name"] in free:
+def _value(values: Any, t: Any, message: dict) -> Any:
+    """What a handler around the scan puts at a site in step t."""
+    if message["type"] != "sample":
         return None
     value = values(message) if callable(values) else values.get(message["name"])
     if value is None:
         return None
     own = len(message["kwargs"]["sample_shape"] + message["fn"].shape())
-    return value[i] if jnp.ndim(value) > own else value
+    return value[t] if jnp.ndim(value) > own else value

@@ -20,6 +20,7 @@ _HOME = {
     "SGNHT": "stochastic_gradient",
     "ParticleFilter": "filtering",
     "ParticleGibbs": "particle_kernel",
+    "PMMH": "particle_marginal",
 }
 # What methods are composed of.
 _PIECES = {
@@ -49,6 +50,7 @@ _PIECES = {
     "StepSplit": "split_merge",
     "moment_split": "split_merge",
     "ConditionalSMC": "particle_kernel",
+    "ParticleMarginal": "particle_marginal",
     "Adapted": "proposals",
     "Bootstrap": "proposals",
     "Guided": "proposals",
@@ -63,6 +65,7 @@ __all__ = [
     "HMC",
     "MCMC",
     "NUTS",
+    "PMMH",
     "SGHMC",
     "SGLD",
     "SGNHT",
@@ -84,6 +87,7 @@ __all__ = [
     "ParallelTempering",
     "ParticleFilter",
     "ParticleGibbs",
+    "ParticleMarginal",
     "PolynomialDecay",
     "Prior",
     "PseudoMarginal",
@@ -133,6 +137,7 @@ if TYPE_CHECKING:
     from ppl_toolkit.inference.moves import Moves, Walk
     from ppl_toolkit.inference.parallel_tempering import ParallelTempering
     from ppl_toolkit.inference.particle_kernel import ConditionalSMC, ParticleGibbs
+    from ppl_toolkit.inference.particle_marginal import PMMH, ParticleMarginal
     from ppl_toolkit.inference.plates import case, masked_plate
     from ppl_toolkit.inference.prior import Prior
     from ppl_toolkit.inference.proposals import Adapted, Bootstrap, Guided, Laplace

@@ -15,7 +15,7 @@ from ppl_toolkit.errors import MethodError, OptionError, SiteError
 from ppl_toolkit.inference.paris import backward_paths, genealogy
 from ppl_toolkit.inference.particle_filter import Filter, History, follow, take
 from ppl_toolkit.inference.population import Population, effective_size, relative_variance
-from ppl_toolkit.inference.proposals import Bootstrap, Proposal
+from ppl_toolkit.inference.proposals import Bootstrap, Proposal, require_proposal
 from ppl_toolkit.inference.resampling import scheme_named
 from ppl_toolkit.inference.state_space import StateSpace, state_space
 from ppl_toolkit.program import Program
@@ -169,8 +169,6 @@ class _Path:
             backward_paths(key, *known, moves=self.moves) if backward else genealogy(key, *known)
         )
         initial, latents = take(paths[0], 0), jax.tree.map(lambda x: x[:, 0], paths[1])
-        if series.scan.reverse:
-            latents = jax.tree.map(lambda x: x[::-1], latents)
         return {**given, **initial, **latents}
 
 
@@ -218,11 +216,7 @@ class ParticleFilter:
                 raise OptionError(f"{name} must be an integer >= {least}; got {value!r}.")
         if not 0.0 < self.ess <= 1.0:
             raise OptionError(f"ess must lie in (0, 1]; got {self.ess!r}.")
-        if not isinstance(self.proposal, Proposal):
-            raise OptionError(
-                "proposal must be Bootstrap(), Guided(...), Laplace() or Adapted(); got "
-                f"{self.proposal!r:.60}."
-            )
+        require_proposal(self.proposal)
         scheme_named(self.resampling)
 
     def on(self, program: Program) -> ParticleFilter:

@@ -31,7 +31,7 @@ from ppl_toolkit.inference.kernel import (
 from ppl_toolkit.inference.mcmc import MCMC
 from ppl_toolkit.inference.particle_filter import Filter
 from ppl_toolkit.inference.particle_gibbs import Path, sweep
-from ppl_toolkit.inference.proposals import Bootstrap, Proposal
+from ppl_toolkit.inference.proposals import Bootstrap, Proposal, require_proposal
 from ppl_toolkit.inference.state_space import StateSpace, state_space
 from ppl_toolkit.inference.target import Space, Target
 from ppl_toolkit.positions import Position
@@ -62,7 +62,7 @@ class _Sweep:
         values = positions.own_values(program, position, data)
         path = Path(
             {name: values[name] for name in space.initial},
-            {name: values[name] for name in space.latents},
+            space.in_order({name: values[name] for name in space.latents}, series),
         )
         new, _ = sweep(key, series, path, self.options, replays=self.replays)
         new_values = {**values, **new.initial, **new.latents}
@@ -102,11 +102,7 @@ class ConditionalSMC(Spec):
             isinstance(count, bool) or not isinstance(count, int | np.integer) or count < 2
         ):
             raise OptionError(f"particles must be an integer >= 2; got {count!r}.")
-        if not isinstance(self.proposal, Proposal):
-            raise OptionError(
-                "proposal must be Bootstrap(), Guided(...), Laplace() or Adapted(); got "
-                f"{self.proposal!r:.60}."
-            )
+        require_proposal(self.proposal)
 
     @property
     def label(self) -> str:

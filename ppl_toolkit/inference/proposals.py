@@ -21,7 +21,7 @@ from jax import random
 from jax.flatten_util import ravel_pytree
 from jax.scipy.special import logsumexp
 
-from ppl_toolkit.errors import MethodError, PPLError
+from ppl_toolkit.errors import MethodError, OptionError, PPLError
 from ppl_toolkit.inference.auxiliary import draw, score
 from ppl_toolkit.inference.randomness import categorical, continuous
 from ppl_toolkit.inference.state_space import Series, StateSpace, Step
@@ -29,7 +29,20 @@ from ppl_toolkit.positions import start_position
 from ppl_toolkit.program import Program
 from ppl_toolkit.tracing import user_line
 
-__all__ = ["Adapted", "Bootstrap", "Guided", "Laplace", "Proposal"]
+__all__ = ["Adapted", "Bootstrap", "Guided", "Laplace", "Proposal", "require_proposal"]
+
+
+def require_proposal(proposal: Any) -> None:
+    """Refuse what is none.
+
+    Raises:
+        OptionError: names those there are.
+    """
+    if not isinstance(proposal, Proposal):
+        raise OptionError(
+            "proposal must be Bootstrap(), Guided(...), Laplace() or Adapted(); got "
+            f"{proposal!r:.60}."
+        )
 
 
 class Proposal(abc.ABC):

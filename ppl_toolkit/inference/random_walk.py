@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any, ClassVar, NamedTuple
 
 import jax
@@ -93,38 +94,18 @@ class RandomWalk(Spec):
         """The kernel on positions; it adapts while the stage is warm-up."""
 
         def init(position: Position, key: Any) -> Placed:
-            x, _ = ravel_pytree(dict(position))
-            first = jnp.full((), self._first(x.size), x.dtype)
-            averaging = DualAveraging.start(first)._replace(centre=first)
-            walk = Walk(
-                target.log_density(position), averaging, jnp.eye(x.size, dtype=x.dtype),
-                Moments.start(x, dense=True),
-            )  # fmt: skip
-            return Placed(dict(position), walk)
+            return Placed(dict(position), self.begin(position, target.log_density(position)))
 
         def step(key: Any, state: Placed) -> tuple[Placed, Info]:
             continuous(type(self).__name__)
-            walk = state.kept
-            key_noise, key_accept = random.split(key)
-            x, unravel = ravel_pytree(dict(state.position))
-            log_step = jnp.where(stage.warming, walk.averaging.log_step, walk.averaging.log_average)
-            noise = random.normal(key_noise, x.shape, x.dtype)
-            y = x + jnp.exp(log_step) * (walk.root @ noise)
-            log_density = target.log_density(unravel(y))
-            log_ratio = log_density - walk.log_density
-            log_ratio = jnp.where(jnp.isnan(log_ratio), -jnp.inf, log_ratio)
-            accepted = accept(key_accept, log_ratio)
-            x = jnp.where(accepted, y, x)
-            rate = jnp.minimum(1.0, jnp.exp(log_ratio))
-            walk = walk._replace(log_density=jnp.where(accepted, log_density, walk.log_density))
-            if not isinstance(stage.warming, np.bool_) or stage.warming:
-                walk = lax.cond(
-                    stage.warming, lambda: self._adapted(walk, x, rate, stage), lambda: walk
-                )
-            return Placed(unravel(x), walk), {
-                "acceptance_rate": rate,
-                "step_size": jnp.exp(log_step),
-            }
+
+            def evaluate(position: Position) -> tuple[Any, Any]:
+                return target.log_density(position), ()
+
+            position, walk, _, info = self.walk(
+                key, state.position, state.kept, (), evaluate, stage
+            )
+            return Placed(position, walk), info
 
         def refresh(state: Placed, position: Position) -> Placed:
             walk = state.kept._replace(log_density=target.log_density(position))
@@ -140,6 +121,49 @@ class RandomWalk(Spec):
             return state._replace(kept=walk._replace(averaging=averaging, root=root))
 
         return Kernel(init, step, refresh, tune)
+
+    def begin(self, position: Position, log_density: Any) -> Walk:
+        """What a walk keeps at its start."""
+        x, _ = ravel_pytree(dict(position))
+        first = jnp.full((), self._first(x.size), x.dtype)
+        averaging = DualAveraging.start(first)._replace(centre=first)
+        root = jnp.eye(x.size, dtype=x.dtype)
+        return Walk(log_density, averaging, root, Moments.start(x, dense=True))
+
+    def walk(
+        self,
+        key: Any,
+        position: Position,
+        walk: Walk,
+        beside: Any,
+        evaluate: Callable[[Position], tuple[Any, Any]],
+        stage: Stage,
+    ) -> tuple[Position, Walk, Any, Info]:
+        """One transition.
+
+        Args:
+            beside: a pytree that belongs to the position, kept or replaced with it.
+            evaluate: position -> its log density (an estimate of it, say) and what is beside it.
+        """
+        key_noise, key_accept = random.split(key)
+        x, unravel = ravel_pytree(dict(position))
+        log_step = jnp.where(stage.warming, walk.averaging.log_step, walk.averaging.log_average)
+        noise = random.normal(key_noise, x.shape, x.dtype)
+        y = x + jnp.exp(log_step) * (walk.root @ noise)
+        log_density, new = evaluate(unravel(y))
+        log_ratio = log_density - walk.log_density
+        log_ratio = jnp.where(jnp.isnan(log_ratio), -jnp.inf, log_ratio)
+        accepted = accept(key_accept, log_ratio)
+        x = jnp.where(accepted, y, x)
+        beside = jax.tree.map(lambda a, b: jnp.where(accepted, a, b), new, beside)
+        rate = jnp.minimum(1.0, jnp.exp(log_ratio))
+        moved = walk._replace(log_density=jnp.where(accepted, log_density, walk.log_density))
+        if not isinstance(stage.warming, np.bool_) or stage.warming:
+            moved = lax.cond(
+                stage.warming, lambda: self._adapted(moved, x, rate, stage), lambda: moved
+            )
+        info = {"acceptance_rate": rate, "step_size": jnp.exp(log_step)}
+        return unravel(x), moved, beside, info
 
     def _adapted(self, walk: Walk, x: Any, rate: Any, stage: Stage) -> Walk:
         """One step of the warm-up: the step size at every one, the covariance in windows."""

@@ -174,6 +174,14 @@ class StateSpace:
         own = {*self.static, *map(log_det_name, self.static)}
         return series(program, data, put, own, frozenset(self.initial), self.mixed)
 
+    def in_order(self, latents: Mapping[str, Any], series: Series) -> dict[str, Any]:
+        """Values of the sites, arrays (T, ...), in the order of the steps (and back).
+
+        They are in the order of ``xs``, which is the opposite for scans that run backwards; what is
+        put into the sites is in the order of the steps.
+        """
+        return {n: x[::-1] if series.scan.reverse else x for n, x in latents.items()}
+
     def require_backward(self, method: str) -> None:
         """Refuse series whose paths cannot be joined by one step's density.
 

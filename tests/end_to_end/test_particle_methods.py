@@ -13,7 +13,7 @@ from numpyro.contrib.control_flow import scan
 import ppl_toolkit as ppl
 from ppl_toolkit import convergence
 from ppl_toolkit.errors import InferenceWarning, MethodError, OptionError, SiteError
-from ppl_toolkit.inference import Adapted, Laplace, ParticleFilter, ParticleGibbs
+from ppl_toolkit.inference import PMMH, Adapted, Laplace, ParticleFilter, ParticleGibbs
 
 
 def quiet(*args, **kwargs):
@@ -126,6 +126,41 @@ def test_particle_gibbs_agrees_with_nuts():
         assert ((found["mean"] - table["mean"]).abs() < 0.15 * table["sd"]).all()
         assert ((found["sd"] / table["sd"] - 1).abs() < 0.15).all()
         assert float(tree["sample_stats"]["renewed.conditional_smc"].mean()) > 0.8
+
+
+def test_particle_marginal_agrees_with_nuts():
+    y = simulated(40)
+    table = ppl.summary(quiet(model, y, method="nuts", seed=1), ["phi", "q", "x_0"])
+    tree = quiet(model, y, method=PMMH(particles=80), draws=4000, seed=2)
+    found = ppl.summary(tree, ["phi", "q", "x_0"])
+    assert ((found["mean"] - table["mean"]).abs() < 0.15 * table["sd"]).all()
+    assert ((found["sd"] / table["sd"] - 1).abs() < 0.15).all()
+    assert 0.05 < float(tree["sample_stats"]["acceptance_rate"].mean()) < 0.35
+
+
+def backwards(y):
+    """From the last observation to the first."""
+
+    def step(x, y_t):
+        x = numpyro.sample("x", dist.Normal(0.8 * x, 0.5))
+        numpyro.sample("y", dist.Normal(x, 0.7), obs=y_t)
+        return x, None
+
+    numpyro.sample("unused", dist.Normal(0.0, 1.0))
+    scan(step, 0.0, y, reverse=True)
+
+
+@pytest.mark.parametrize(
+    "method",
+    [ParticleFilter(2000, {"unused": 0.0}), ParticleGibbs(particles=32), PMMH(particles=64)],
+    ids=["filter", "gibbs", "marginal"],
+)
+def test_scans_that_run_backwards(method):
+    mean, cov, _ = gaussian(Y[::-1], [0.8])
+    tree = quiet(backwards, Y, method=method, draws=1000, seed=1)
+    x = tree["posterior"]["x"].values.reshape(-1, 20)[:, ::-1]
+    assert np.max(np.abs(x.mean(0) - mean)) < 0.12
+    assert np.max(np.abs(x.std(0) - np.sqrt(np.diag(cov)))) < 0.1
 
 
 def test_series_that_remember_two_steps_are_replayed():
