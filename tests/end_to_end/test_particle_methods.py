@@ -115,6 +115,7 @@ def test_filter_and_smoothed_paths_are_those_of_the_gaussian(moves):
     assert np.all(np.abs(tree["filtering"]["x_mean"].values[:, -1] - last_mean) < 0.1)
 
 
+@pytest.mark.slow
 def test_particle_gibbs_agrees_with_nuts():
     y = simulated(40)
     nuts = quiet(model, y, method="nuts", seed=1)
@@ -128,6 +129,7 @@ def test_particle_gibbs_agrees_with_nuts():
         assert float(tree["sample_stats"]["renewed.conditional_smc"].mean()) > 0.8
 
 
+@pytest.mark.slow
 def test_particle_marginal_agrees_with_nuts():
     y = simulated(40)
     table = ppl.summary(quiet(model, y, method="nuts", seed=1), ["phi", "q", "x_0"])

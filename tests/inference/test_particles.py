@@ -209,7 +209,7 @@ FILTERS = {
 def test_evidence_is_unbiased(gaussian, name):
     """|z| <= 4.5: wrongly fails with probability 7e-6 each."""
     log_z = many(
-        lambda key: follow(key, gaussian, FILTERS[name], lambda *_: None)[0].log_evidence, 2000, 1
+        lambda key: follow(key, gaussian, FILTERS[name], lambda *_: None)[0].log_evidence, 1000, 1
     )
     ratio = np.exp(log_z - smoother(Y)[0])
     assert abs(ratio.mean() - 1.0) <= 4.5 * ratio.std() / np.sqrt(len(ratio))
@@ -298,7 +298,7 @@ def test_conditional_sweeps_are_stationary(gaussian, particles, proposal):
         new = jnp.concatenate([new.initial["x_0"][None], new.latents["x"]])
         return estimate, new - mean, (new - mean) ** 2
 
-    count = 2000
+    count = 1000
     estimate, first, second = many(run, count, 5)
     for values, wanted in ((estimate, exact_product()), (first, 0.0), (second, np.diag(cov))):
         error = values.std(0, ddof=1) / np.sqrt(count)
