@@ -116,8 +116,15 @@ def turns_by_definition(points, metric):
     return None
 
 
-@pytest.mark.parametrize("kind", ["diagonal", "dense"])
-@pytest.mark.parametrize("density", [gaussian, quartic])
+@pytest.mark.parametrize(
+    ("density", "kind"),
+    [
+        (gaussian, "dense"),
+        (quartic, "diagonal"),
+        pytest.param(gaussian, "diagonal", marks=pytest.mark.slow),
+        pytest.param(quartic, "dense", marks=pytest.mark.slow),
+    ],
+)
 def test_the_iterative_tree_stops_where_the_recursive_definition_does(density, kind):
     """60 orbits: the leaf count, the momentum sum and the weight equal the brute-force ones."""
     metric, depth = metric_of(kind), 7

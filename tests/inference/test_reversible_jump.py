@@ -936,6 +936,7 @@ def test_options_that_cannot_be():
         Walk("x", 0.0)
 
 
+@pytest.mark.slow
 def test_elements_with_events_and_inner_plates():
     """Vectors, simplices and rows of elements; on a plate that is not the rightmost one."""
 

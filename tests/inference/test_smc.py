@@ -284,6 +284,7 @@ def test_conjugate_normal(variant):
     assert (tree["sample_stats"]["temperature"] == 1).all()
 
 
+@pytest.mark.slow
 def test_the_evidence_of_every_number_of_batches_is_the_same():
     """IBIS and tempering agree, and a sampler that counts data twice does not."""
     trees = [infer(conjugate, Y, method=SMC(batches=b), chains=16) for b in (1, 4, 20)]
@@ -315,6 +316,7 @@ def test_beta_binomial():
     assert float(tree["posterior"]["p"].mean()) == pytest.approx(23 / 35, abs=0.005)
 
 
+@pytest.mark.slow
 def test_nested_linear_models():
     """Three nested designs of the same data: log evidences to seven digits by linear algebra."""
 

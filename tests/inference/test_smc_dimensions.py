@@ -105,7 +105,12 @@ MODELS = {
 }
 
 
-@pytest.mark.parametrize("name", MODELS)
+def slow_but(quick):
+    """The models; all but one take long to compile."""
+    return [m if m == quick else pytest.param(m, marks=pytest.mark.slow) for m in MODELS]
+
+
+@pytest.mark.parametrize("name", slow_but("elements with marks"))
 def test_number_free(name):
     """The total evidence, and the posterior of the number; 16 runs.
 
@@ -124,7 +129,7 @@ def test_number_free(name):
             assert share.mean() < 5e-3
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", slow_but("cases"))
 def test_number_given(name):
     """The evidence with every value of it, p(k) included; once in 2400 seeds each."""
     model, data, site, values, exactly_known = MODELS[name]
@@ -138,7 +143,8 @@ def test_number_given(name):
         assert site not in tree["posterior"]
 
 
-@pytest.mark.parametrize("order", ["at", pytest.param(None, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("order", ["at", None])
 def test_ordered_elements_given_their_number(order):
     """Change points, against quadrature: log p(k) + log p(y | k) (once in 2400 seeds each)."""
     for k in (0, 2):
