@@ -32,6 +32,7 @@ _HOME = {
     "compare": "diagnostics.comparison",
     "check": "diagnostics.validity",
     "cross_check": "diagnostics.jump_evidence",
+    "smoothed": "diagnostics.smoothing",
     "HMC": "inference.hmc",
     "NUTS": "inference.hmc",
     "Prior": "inference.prior",
@@ -57,6 +58,7 @@ if TYPE_CHECKING:
     from ppl_toolkit.diagnostics.leave_one_out import loo
     from ppl_toolkit.diagnostics.report import report
     from ppl_toolkit.diagnostics.sensitivity import sensitivity
+    from ppl_toolkit.diagnostics.smoothing import smoothed
     from ppl_toolkit.diagnostics.validity import check
     from ppl_toolkit.files import load, save
     from ppl_toolkit.front_door import extend, infer

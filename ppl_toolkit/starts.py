@@ -13,7 +13,7 @@ from ppl_toolkit.errors import CheckpointError, DataError, OptionError, SiteErro
 from ppl_toolkit.executables import evaluate
 from ppl_toolkit.program import Program
 
-__all__ = ["is_tree", "positions_of", "start_numbers", "start_positions"]
+__all__ = ["held", "is_tree", "positions_of", "start_numbers", "start_positions"]
 
 _START_SALT = 0x5EED  # the keys of starting points differ from those of the chains
 
@@ -120,4 +120,33 @@ def positions_of(
                 f"{what}[{site.name!r}] lies outside the support of {site.distribution} "
                 f"({site.support})."
             )
+    return found
+
+
+def held(program: Program, given: Mapping[str, Any]) -> dict[str, Any]:
+    """The position of sites that are given: unconstrained values of the continuous ones.
+
+    Raises:
+        DataError, SiteError: these are no sites, or no values of theirs.
+    """
+    sites = {site.name: site for site in program.latent}
+    if unknown := [name for name in given if name not in sites]:
+        raise SiteError(f"given= names {unknown}; the latent sites are {list(sites)}.")
+    real = {name: x for name, x in given.items() if not sites[name].discrete}
+    found: dict[str, Any] = {}
+    if real:
+        flat = positions_of(program, real, 1, 0, "given")[0]
+        for site in (sites[name] for name in real):
+            part = flat[site.offset : site.offset + site.unconstrained_size]
+            found[site.name] = part.reshape(site.unconstrained_shape)
+    for name in given:
+        if name in found:
+            continue
+        site, value = sites[name], np.asarray(given[name])
+        if value.shape != site.shape or value.dtype.kind not in "biu":
+            raise SiteError(
+                f"given[{name!r}] is {given[name]!r:.60}; site {name!r} needs integers of shape "
+                f"{site.shape}."
+            )
+        found[name] = value.astype(site.dtype)
     return found

@@ -20,7 +20,10 @@ _HOME = {
     "SGNHT": "stochastic_gradient",
     "ParticleFilter": "filtering",
     "ParticleGibbs": "particle_kernel",
+    "PPG": "particle_kernel",
     "PMMH": "particle_marginal",
+    "SMC2": "smc_squared",
+    "ScoreAscent": "score",
 }
 # What methods are composed of.
 _PIECES = {
@@ -49,7 +52,10 @@ _PIECES = {
     "SplitMerge": "split_merge",
     "StepSplit": "split_merge",
     "moment_split": "split_merge",
+    "Additive": "additive",
     "ConditionalSMC": "particle_kernel",
+    "Adam": "ascent",
+    "learn_proposal": "score_climbing",
     "ParticleMarginal": "particle_marginal",
     "Adapted": "proposals",
     "Bootstrap": "proposals",
@@ -66,11 +72,15 @@ __all__ = [
     "MCMC",
     "NUTS",
     "PMMH",
+    "PPG",
     "SGHMC",
     "SGLD",
     "SGNHT",
     "SMC",
+    "SMC2",
+    "Adam",
     "Adapted",
+    "Additive",
     "BirthDeath",
     "Bootstrap",
     "ConditionalSMC",
@@ -92,6 +102,7 @@ __all__ = [
     "Prior",
     "PseudoMarginal",
     "RandomWalk",
+    "ScoreAscent",
     "SplitMerge",
     "StepSplit",
     "Switch",
@@ -102,6 +113,7 @@ __all__ = [
     "cycle",
     "involutive",
     "leapfrog",
+    "learn_proposal",
     "lift",
     "mala",
     "masked_plate",
@@ -115,6 +127,8 @@ __all__ = [
 ]
 
 if TYPE_CHECKING:
+    from ppl_toolkit.inference.additive import Additive
+    from ppl_toolkit.inference.ascent import Adam
     from ppl_toolkit.inference.delayed_rejection import DelayedRejection
     from ppl_toolkit.inference.discrete import (
         Gibbs,
@@ -136,7 +150,7 @@ if TYPE_CHECKING:
     from ppl_toolkit.inference.mcmc import MCMC
     from ppl_toolkit.inference.moves import Moves, Walk
     from ppl_toolkit.inference.parallel_tempering import ParallelTempering
-    from ppl_toolkit.inference.particle_kernel import ConditionalSMC, ParticleGibbs
+    from ppl_toolkit.inference.particle_kernel import PPG, ConditionalSMC, ParticleGibbs
     from ppl_toolkit.inference.particle_marginal import PMMH, ParticleMarginal
     from ppl_toolkit.inference.plates import case, masked_plate
     from ppl_toolkit.inference.prior import Prior
@@ -144,7 +158,10 @@ if TYPE_CHECKING:
     from ppl_toolkit.inference.pseudo_marginal import PseudoMarginal
     from ppl_toolkit.inference.random_walk import RandomWalk
     from ppl_toolkit.inference.reversible_jump import BirthDeath, Switch
+    from ppl_toolkit.inference.score import ScoreAscent
+    from ppl_toolkit.inference.score_climbing import learn_proposal
     from ppl_toolkit.inference.smc import SMC
+    from ppl_toolkit.inference.smc_squared import SMC2
     from ppl_toolkit.inference.split_merge import SplitMerge, StepSplit, moment_split
     from ppl_toolkit.inference.step_sizes import Cyclical, PolynomialDecay
     from ppl_toolkit.inference.stochastic_gradient import SGHMC, SGLD, SGNHT

@@ -12,10 +12,18 @@ import numpy as np
 from jax import random
 
 from ppl_toolkit.errors import MethodError, OptionError, SiteError
-from ppl_toolkit.inference.paris import backward_paths, genealogy
-from ppl_toolkit.inference.particle_filter import Filter, History, follow, take
+from ppl_toolkit.inference.additive import Additive, as_additive, require_ancestors
+from ppl_toolkit.inference.paris import advance_sums, backward_paths, expectation, genealogy
+from ppl_toolkit.inference.particle_filter import (
+    Filter,
+    History,
+    advance,
+    first_population,
+    take,
+)
 from ppl_toolkit.inference.population import Population, effective_size, relative_variance
 from ppl_toolkit.inference.proposals import Bootstrap, Proposal, require_proposal
+from ppl_toolkit.inference.randomness import over, scanned
 from ppl_toolkit.inference.resampling import scheme_named
 from ppl_toolkit.inference.state_space import StateSpace, state_space
 from ppl_toolkit.program import Program
@@ -45,6 +53,8 @@ class Filtered(NamedTuple):
         ess: effective sample size before each step's resampling, (T,).
         increments: of the log evidence, (T,).
         ancestors_left: different ancestors at each step that the last particles have, (T,).
+        smoothed: expectations of the functional's sums up to every time given the data up to it,
+            by name, (T, ...).
         started: whether some particle has a positive weight.
     """
 
@@ -57,6 +67,7 @@ class Filtered(NamedTuple):
     ess: Any
     increments: Any
     ancestors_left: Any
+    smoothed: dict[str, Any]
     started: Any
 
 
@@ -66,6 +77,9 @@ class _Run:
 
     space: StateSpace
     options: Filter
+    functional: Additive | None
+    ancestors: int | None
+    moves: int
 
     def example(self, program: Program) -> Any:
         sites = (program.sites[name] for name in self.space.static)
@@ -76,19 +90,31 @@ class _Run:
         key, given = more
         series = self.space.given(program, given, data)
 
-        def watch(population: Population, history: History, size: Any) -> Any:
-            shares = jnp.exp(population.log_weights)
-            own = {name: summary(shares, x) for name, x in history.latents.items()}
-            return history, own, size, population.log_evidence
+        first, initial = first_population(random.fold_in(key, 0), series, self.options.particles)
+        functional = self.functional
+        sums = {} if functional is None else over(functional.begin(series), initial)
 
-        last, initial, kept = follow(key, series, self.options, watch)
-        history, summaries, size, evidence = kept
+        def step(state: tuple[Population, Any], t: Any) -> tuple[tuple[Population, Any], Any]:
+            population, sums = state
+            key_step, key_sums = random.split(random.fold_in(key, t + 1))
+            new, history, size = advance(key_step, series, population, t, self.options)
+            if functional is not None:
+                sums = advance_sums(
+                    key_sums, series, history, t, sums, functional.increment, self.ancestors,
+                    self.moves,
+                )  # fmt: skip
+            shares = jnp.exp(new.log_weights)
+            own = {name: summary(shares, x) for name, x in history.latents.items()}
+            return (new, sums), (history, own, size, new.log_evidence, expectation(new, sums))
+
+        (last, _), kept = scanned(step, (first, sums), series.length)
+        history, summaries, size, evidence, smoothed = kept
         count = self.options.particles
         drawn = size <= self.options.ess * count if self.options.ess < 1.0 else size <= count
         eves, _ = jax.lax.scan(
             lambda eves, a: (eves[a], None), jnp.arange(count), history.ancestors
         )
-        first = jnp.concatenate([jnp.zeros(1, evidence.dtype), evidence[:-1]])
+        before = jnp.concatenate([jnp.zeros(1, evidence.dtype), evidence[:-1]])
         return Filtered(
             history,
             initial,
@@ -97,8 +123,9 @@ class _Run:
             relative_variance(last.log_weights, eves, jnp.sum(drawn)),
             summaries,
             size,
-            evidence - first,
+            evidence - before,
             _lineages(history.ancestors),
+            smoothed,
             jnp.isfinite(last.log_evidence) & (effective_size(last.log_weights) > 0),
         )
 
@@ -188,9 +215,17 @@ class ParticleFilter:
         proposal: how particles are moved: `Bootstrap()`, `Guided(...)`, `Laplace()`, `Adapted()`.
         resampling: "systematic", "multinomial", "stratified", "residual", "ssp" or "killing".
         ess: particles are resampled where the effective sample size falls to this share of N.
-        moves: steps of a Metropolis-Hastings chain for every ancestor of a path; 0: exact draws.
+        moves: steps of a Metropolis-Hastings chain for every ancestor of a path or of sums; 0:
+            exact draws.
+        functional: an additive functional, as in `PPG`: expectations of its sums up to every time,
+            given the data up to it, are carried along (PaRIS). They are in the group
+            ``smoothing``; `smoothed` reads off the last ones.
+        ancestors: drawn for these sums per particle and step, at least 2; None: the exact sum over
+            all particles.
 
-    Cost: O(N T) for the filter, O(moves T) for a path, O(N T) for an exact one; memory O(N T).
+    Cost: O(N T) for the filter, O(moves T) for a path, O(N T) for an exact one; memory O(N T). Sums
+    take O(N T ancestors moves), or O(N^2 T) without moves.
+    Source: Olsson and Westerborn (2017), Bernoulli 23, for the sums.
     """
 
     particles: int = 1000
@@ -199,6 +234,8 @@ class ParticleFilter:
     resampling: str = "systematic"
     ess: float = 0.5
     moves: int = 0
+    functional: Any = None
+    ancestors: int | None = 2
     warmup: int = 0
     space: StateSpace | None = None
 
@@ -218,6 +255,9 @@ class ParticleFilter:
             raise OptionError(f"ess must lie in (0, 1]; got {self.ess!r}.")
         require_proposal(self.proposal)
         scheme_named(self.resampling)
+        if self.functional is not None:
+            object.__setattr__(self, "functional", as_additive(self.functional))
+            require_ancestors(self.ancestors)
 
     def on(self, program: Program) -> ParticleFilter:
         return dataclasses.replace(self, space=state_space(program))
@@ -226,6 +266,9 @@ class ParticleFilter:
         """Refuse programs without a scan, and static sites without a value."""
         space = state_space(program)
         self.proposal.check(space, program)
+        if self.functional is not None:
+            space.require_backward("The smoothing of a functional")
+            self.functional.check(space, program)
         if missing := [name for name in space.static if name not in self.given]:
             raise MethodError(
                 f"ParticleFilter needs the values of the parameters {missing}: "
@@ -241,7 +284,8 @@ class ParticleFilter:
     @property
     def _run(self) -> _Run:
         assert self.space is not None
-        return _Run(self.space, Filter(self.particles, self.proposal, self.resampling, self.ess))
+        options = Filter(self.particles, self.proposal, self.resampling, self.ess)
+        return _Run(self.space, options, self.functional, self.ancestors, self.moves)
 
     @property
     def _path(self) -> _Path:
@@ -289,4 +333,11 @@ class ParticleFilter:
         found["log_evidence_increment"] = (("chain", "time"), np.asarray(state.increments))
         sd = np.sqrt(np.maximum(np.asarray(state.variance), 0.0))
         found["log_evidence_sd"] = (("chain",), sd)
-        return {"filtering": {**found, "particles": ((), self.particles)}}
+        groups = {"filtering": {**found, "particles": ((), self.particles)}}
+        if state.smoothed:
+            groups["smoothing"] = {
+                name: (("chain", "time", *(f"{name}_dim_{i}" for i in range(np.ndim(x) - 2))),
+                       np.asarray(x))
+                for name, x in state.smoothed.items()
+            }  # fmt: skip
+        return groups

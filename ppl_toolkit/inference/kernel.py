@@ -160,6 +160,12 @@ class Spec(abc.ABC):
         several = {"kernels": parts} if hasattr(self, "kernels") else {"kernel": parts[0]}
         return dataclasses.replace(self, **several)  # type: ignore[type-var]
 
+    def beginning(self, target: Target, position: Position, key: Any) -> Position:
+        """Where a chain may better begin than at a random position; that position, mostly."""
+        for number, part in enumerate(self.parts):
+            position = part.beginning(target, position, random.fold_in(key, number))
+        return position
+
     @property
     def functions(self) -> tuple[Any, ...]:
         """Functions of a program that the kernel calls beside its density: see `Target.call`."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections.abc import Mapping
 from typing import Any, ClassVar, NamedTuple
 
 import jax
@@ -19,6 +20,7 @@ from ppl_toolkit.inference.rehearsal import try_out
 from ppl_toolkit.inference.target import Space, Target, space_of
 from ppl_toolkit.layout import Layout, in_order
 from ppl_toolkit.positions import Position
+from ppl_toolkit.starts import held
 
 __all__ = ["MCMC", "Settings"]
 
@@ -35,6 +37,7 @@ class Settings(NamedTuple):
     radius: Any
     schedule: Schedule
     layout: Layout
+    given: dict[str, Any] = {}  # noqa: RUF012 (never changed)
 
 
 class _Chain(NamedTuple):
@@ -89,6 +92,7 @@ class MCMC:
         warmup: default number of warm-up iterations.
         init_radius: continuous sites start uniformly in (-radius, radius), unconstrained; discrete
             ones at a draw from the prior.
+        given: values of sites that stay as they are, by name; no part of the kernel may move them.
 
     Source: the algebra of Tierney (1994), Annals of Statistics 22.
     """
@@ -96,6 +100,7 @@ class MCMC:
     kernel: Any
     warmup: int = 1000
     init_radius: float = 2.0
+    given: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
     refit_warmup: ClassVar[int] = 200
     brief_start: ClassVar[bool] = True  # `init` is made quickly rather than to run fast
@@ -132,11 +137,18 @@ class MCMC:
         """Refuse programs with sites that the kernel cannot move, or leaves alone."""
         kernel = self.on(program).kernel
         space = _require(kernel, program)
-        if still := sorted(set(space) - kernel.moves(space)):
+        moved = kernel.moves(space)
+        if still := sorted(set(space) - moved - set(self.given)):
             raise MethodError(
                 f"no part of the kernel moves the latent sites {still}; add a block for them to "
                 "the cycle."
             )
+        if both := sorted(moved & set(self.given)):
+            raise MethodError(
+                f"given= holds the sites {both}, but the kernel moves them. Leave them out, or use "
+                "blocks for the other sites."
+            )
+        held(program, self.given)
         try_out(kernel, program)
 
     def check_kernel(self, program: Any) -> None:
@@ -159,18 +171,20 @@ class MCMC:
 
     def settings(self, program: Any, warmup: int) -> Settings:
         radius = np.asarray(self.init_radius, program.precision)
-        return Settings(radius, schedule(warmup), program.layout)
+        return Settings(radius, schedule(warmup), program.layout, held(program, self.given))
 
     def _bound(self, target: Any, position: Position, stage: Stage, layout: Layout) -> Kernel:
+        return self.kernel.bind(self._target(target, position, layout), stage)
+
+    def _target(self, target: Any, position: Position, layout: Layout) -> Target:
         own = (target.own_draws, target.own_scores)
         relaxed = getattr(target, "relaxed_log_parts", None)
         parts = getattr(target, "whole_log_parts", target.log_parts)
         minibatches = (target.rows, target.log_parts_of_rows) if self.minibatches else None
-        bare = Target(
+        return Target(
             parts, target.levels(position), layout=layout, own=own, relaxed=relaxed,
             minibatches=minibatches, functions=target.functions,
         )  # fmt: skip
-        return self.kernel.bind(bare, stage)
 
     def init(self, key: Any, start: Any, target: Any, settings: Settings) -> _Chain:
         """A point of finite density, from at most 100 draws, and the kernel's state there."""
@@ -188,7 +202,7 @@ class MCMC:
             )
             parts = parts[: len(real)]  # jnp.split gives one part of no sites
             fresh = {n: p.reshape(position[n].shape) for n, p in zip(real, parts, strict=True)}
-            return in_order(settings.layout, {**position, **fresh})
+            return in_order(settings.layout, {**position, **fresh, **settings.given})
 
         def finite(position: Position) -> Any:
             return jnp.isfinite(sum(target.log_parts(position)))
@@ -205,8 +219,12 @@ class MCMC:
             again,
             (jnp.zeros((), jnp.int32), nowhere, jnp.asarray(False)),
         )
+        bare = self._target(target, position, settings.layout)
+        begun = self.kernel.beginning(bare, position, random.fold_in(key_position, _TRIES))
+        if begun is not position:
+            position = {n: jnp.where(given, x, begun[n]) for n, x in position.items()}
         stage = Stage(jnp.zeros((), jnp.int32), settings.schedule)
-        kernel = self._bound(target, position, stage, settings.layout)
+        kernel = self.kernel.bind(bare, stage)
         return _Chain(kernel.init(position, key_kernel), found)
 
     def refresh(self, state: _Chain, target: Any, settings: Settings) -> _Chain:

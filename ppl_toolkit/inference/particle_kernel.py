@@ -17,6 +17,7 @@ from jax import random
 
 from ppl_toolkit import positions
 from ppl_toolkit.errors import OptionError
+from ppl_toolkit.inference.additive import Additive, as_additive, require_ancestors
 from ppl_toolkit.inference.hmc import NUTS
 from ppl_toolkit.inference.kernel import (
     SAMPLING,
@@ -29,7 +30,8 @@ from ppl_toolkit.inference.kernel import (
     cycle,
 )
 from ppl_toolkit.inference.mcmc import MCMC
-from ppl_toolkit.inference.particle_filter import Filter
+from ppl_toolkit.inference.paris import genealogy
+from ppl_toolkit.inference.particle_filter import Filter, follow, take
 from ppl_toolkit.inference.particle_gibbs import Path, sweep
 from ppl_toolkit.inference.proposals import Bootstrap, Proposal, require_proposal
 from ppl_toolkit.inference.state_space import StateSpace, state_space
@@ -37,14 +39,24 @@ from ppl_toolkit.inference.target import Space, Target
 from ppl_toolkit.positions import Position
 from ppl_toolkit.program import Program
 
-__all__ = ["ConditionalSMC", "ParticleGibbs"]
+__all__ = ["PPG", "SMOOTHED", "ConditionalSMC", "ParticleGibbs"]
+
+SMOOTHED = "smoothed."  # the statistics that are sums of functionals
 
 _LEAST, _MOST = 16, 256  # particles, if they are not given
 
 
+def _moved(
+    space: StateSpace, program: Program, values: dict[str, Any], path: Path, data: Sequence[Any]
+) -> dict[str, Any]:
+    """The latents of a path on the real space, beside values of the other sites."""
+    there = positions.position_of(program, {**values, **path.initial, **path.latents}, data)
+    return {name: there[name] for name in (*space.initial, *space.latents)}
+
+
 @dataclasses.dataclass(frozen=True)
 class _Sweep:
-    """(position, key) -> the latents of the series after a conditional sweep, unconstrained.
+    """(position, key) -> the latents of the series after a conditional sweep, and its sums.
 
     A function of a program, traced once: it runs the model's own steps.
     """
@@ -52,6 +64,9 @@ class _Sweep:
     space: StateSpace
     options: Filter
     replays: int
+    functional: Additive | None = None
+    draws: int | None = 2
+    moves: int = 0
 
     def example(self, program: Program) -> Any:
         return positions.shapes(program), jax.eval_shape(lambda: random.key(0))
@@ -64,10 +79,35 @@ class _Sweep:
             {name: values[name] for name in space.initial},
             space.in_order({name: values[name] for name in space.latents}, series),
         )
-        new, _ = sweep(key, series, path, self.options, replays=self.replays)
-        new_values = {**values, **new.initial, **new.latents}
-        moved = positions.position_of(program, new_values, data)
-        return {name: moved[name] for name in (*space.initial, *space.latents)}
+        sums = self.functional
+        watched = (None, None) if sums is None else (sums.increment, sums.begin(series))
+        new, found = sweep(
+            key, series, path, self.options, *watched, self.draws, self.moves, self.replays
+        )
+        return _moved(space, program, values, new, data), found or {}
+
+
+@dataclasses.dataclass(frozen=True)
+class _Begun:
+    """(position, key) -> latents along a path of a filter, given the other sites: of a program."""
+
+    space: StateSpace
+    options: Filter
+
+    def example(self, program: Program) -> Any:
+        return positions.shapes(program), jax.eval_shape(lambda: random.key(0))
+
+    def __call__(self, program: Program, given: tuple[Position, Any], data: Sequence[Any]) -> Any:
+        position, key = given
+        key_filter, key_path = random.split(key)
+        series = self.space.at(program, position, data)
+        last, initial, history = follow(key_filter, series, self.options, lambda _, h, __: h)
+        drawn = genealogy(key_path, series, initial, history, last.log_weights, 1)
+        path = Path(take(drawn[0], 0), jax.tree.map(lambda x: x[:, 0], drawn[1]))
+        values = positions.own_values(program, position, data)
+        there = _moved(self.space, program, values, path, data)
+        return {n: jnp.where(jnp.isfinite(last.log_evidence), x, position[n])
+                for n, x in there.items()}  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
@@ -85,13 +125,22 @@ class ConditionalSMC(Spec):
     Args:
         particles: N; T / 2, but at least 16 and at most 256, if None.
         proposal: how particles are moved: `Bootstrap()`, `Guided(...)`, `Laplace()`, `Adapted()`.
+        functional: see `PPG`; None: no sums are carried along.
+        ancestors: drawn for the sums per particle and step; None: the sum over all particles.
+        ancestor_moves: steps of a Metropolis-Hastings chain for every ancestor of the sums; 0:
+            exact draws.
 
     Cost: O(N T) steps of the model; O(N T p) where the carry remembers p steps, O(N T^2) where it
-    remembers all. Statistic ``renewed``: the share of times at which the path is a new one.
+    remembers all. Sums cost O(N T ancestors) with such a
+    chain, or O(N^2 T) without. Statistic
+    ``renewed``: the share of times at which the path is a new one.
     """
 
     particles: int | None = None
     proposal: Proposal = dataclasses.field(default_factory=Bootstrap)
+    functional: Any = None
+    ancestors: int | None = 2
+    ancestor_moves: int = 0
     space: StateSpace | None = None
 
     tempers: ClassVar[bool] = False
@@ -103,6 +152,12 @@ class ConditionalSMC(Spec):
         ):
             raise OptionError(f"particles must be an integer >= 2; got {count!r}.")
         require_proposal(self.proposal)
+        if self.functional is not None:
+            object.__setattr__(self, "functional", as_additive(self.functional))
+        require_ancestors(self.ancestors)
+        moves = self.ancestor_moves
+        if isinstance(moves, bool) or not isinstance(moves, int | np.integer) or moves < 0:
+            raise OptionError(f"ancestor_moves must be an integer >= 0; got {moves!r}.")
 
     @property
     def label(self) -> str:
@@ -116,6 +171,9 @@ class ConditionalSMC(Spec):
         """
         space = state_space(program)
         self.proposal.check(space, program)
+        if self.functional is not None:
+            space.require_backward("The sum of a functional along a sweep")
+            self.functional.check(space, program)
         return dataclasses.replace(self, space=space)
 
     @property
@@ -125,15 +183,32 @@ class ConditionalSMC(Spec):
 
     @property
     def functions(self) -> tuple[Any, ...]:
-        return (self._sweep,)
+        return (self._sweep, self._begun)
+
+    @property
+    def _options(self) -> Filter:
+        assert self.space is not None
+        count = self.particles or int(np.clip(self.space.length // 2, _LEAST, _MOST))
+        return Filter(count, self.proposal)
+
+    @property
+    def _begun(self) -> _Begun:
+        assert self.space is not None
+        return _Begun(self.space, self._options)
 
     @property
     def _sweep(self) -> _Sweep:
         space = self.space
         assert space is not None
-        count = self.particles or int(np.clip(space.length // 2, _LEAST, _MOST))
         memory = space.length if space.memory is None else space.memory
-        return _Sweep(space, Filter(count, self.proposal), memory if memory > 1 else 0)
+        replays = memory if memory > 1 else 0
+        return _Sweep(
+            space, self._options, replays, self.functional, self.ancestors, self.ancestor_moves
+        )
+
+    def beginning(self, target: Target, position: Position, key: Any) -> Position:
+        """The latents begin along a path of a filter."""
+        return {**position, **target.call(self._begun, position, key)}
 
     def moves(self, space: Space) -> frozenset[str]:
         return frozenset(self._sites)
@@ -144,13 +219,14 @@ class ConditionalSMC(Spec):
 
         def step(key: Any, state: Placed) -> tuple[Placed, Info]:
             old = state.position
-            new = target.call(self._sweep, old, key)
+            new, sums = target.call(self._sweep, old, key)
             same = [
                 jnp.reshape(new[name] == old[name], (new[name].shape[0], -1)).all(axis=1)
                 for name in self.space.latents  # type: ignore[union-attr]
             ]
             renewed = 1.0 - jnp.mean(jnp.stack(same).all(axis=0))
-            return Placed({**old, **new}, ()), {"renewed": renewed}
+            info = {"renewed": renewed, **{f"{SMOOTHED}{n}": x for n, x in sums.items()}}
+            return Placed({**old, **new}, ()), info
 
         return Kernel(init, step, lambda state, position: init(position, None))
 
@@ -160,12 +236,13 @@ class ParticleGibbs(MCMC):
     """The posterior of a model with a `scan`: latents by particles, parameters by any kernel.
 
     A cycle of `ConditionalSMC` for what is inside the scan (and what only starts it), and of
-    another kernel for all other sites given those.
+    another kernel for all other sites given those. Chains begin with a path of a filter.
 
     Args:
         kernel: for the parameters; `NUTS()` by default.
         particles, proposal: see `ConditionalSMC`.
         warmup, init_radius: see `MCMC`.
+        given: values of parameters that are known, by name.
 
     Source: Andrieu, Doucet and Holenstein (2010), JRSS B 72.
     """
@@ -185,7 +262,56 @@ class ParticleGibbs(MCMC):
     def on(self, program: Program) -> MCMC:
         latents = self._latents.on(program)
         assert latents.space is not None
-        static = latents.space.static
+        static = tuple(name for name in latents.space.static if name not in self.given)
         kernel = self.kernel.on(program)
         whole = cycle([latents, block(kernel, static)]) if static else latents
-        return MCMC(whole, self.warmup, self.init_radius)
+        return MCMC(whole, self.warmup, self.init_radius, self.given)
+
+
+@dataclasses.dataclass(frozen=True)
+class PPG(ParticleGibbs):
+    """PaRIS particle Gibbs: expectations of additive functionals given the data.
+
+    Particle Gibbs whose sweeps carry sums h_0(x_0) + sum_t h_t(c_{t-1}, x_t) along. If the path
+    that a sweep begins with follows the smoothing law, the expectation of its sums is exactly that
+    of the functional, for every number of particles; so the bias falls geometrically with the
+    number of sweeps. `smoothed` reads the estimates off a result, and leaves out the sweeps that
+    the correlation from sweep to sweep tells it to.
+
+    Args:
+        functional: (carry before the step, latents of the step by name, number of the step) -> h_t,
+            a number or an array, or several by name; or `Additive`, with h_0.
+        kernel, particles, proposal, init_radius, given: see `ParticleGibbs`.
+        ancestors: drawn per particle and step, at least 2; None: the exact sum over all.
+        ancestor_moves: steps of a Metropolis-Hastings chain for every ancestor; 0: exact draws.
+        warmup: sweeps before the first draw; none by default if all parameters are given, since
+            `smoothed` drops those it must.
+
+    Cost: that of `ParticleGibbs`, and O(N^2) densities of a step per step, or O(N ancestors).
+    Source: Cardoso, Janati El Idrissi, Le Corff, Moulines and Olsson (2023), ICML.
+    """
+
+    functional: Any = None
+    ancestors: int | None = 2
+    ancestor_moves: int = 0
+    warmup: int | None = None  # type: ignore[assignment]
+
+    def __post_init__(self) -> None:
+        if self.functional is None:
+            raise OptionError(
+                "PPG needs the functional to average: "
+                'PPG(functional=lambda carry, latents, t: {"sum": latents["x"]}).'
+            )
+        if self.warmup is None:
+            object.__setattr__(self, "warmup", 0 if self.given else MCMC.warmup)
+        super().__post_init__()
+
+    @property
+    def _latents(self) -> ConditionalSMC:
+        return ConditionalSMC(
+            self.particles,
+            self.proposal,
+            as_additive(self.functional),
+            self.ancestors,
+            self.ancestor_moves,
+        )
