@@ -33,6 +33,7 @@ _HOME = {
     "check": "diagnostics.validity",
     "cross_check": "diagnostics.jump_evidence",
     "smoothed": "diagnostics.smoothing",
+    "OnlineFilter": "inference.online",
     "HMC": "inference.hmc",
     "NUTS": "inference.hmc",
     "Prior": "inference.prior",
@@ -65,6 +66,7 @@ if TYPE_CHECKING:
     from ppl_toolkit.inference.enumeration import Enumeration
     from ppl_toolkit.inference.hmc import HMC, NUTS
     from ppl_toolkit.inference.mcmc import MCMC
+    from ppl_toolkit.inference.online import OnlineFilter
     from ppl_toolkit.inference.prior import Prior
     from ppl_toolkit.inference.smc import SMC
     from ppl_toolkit.inference.stochastic_gradient import SGHMC, SGLD, SGNHT

@@ -53,6 +53,7 @@ _PIECES = {
     "StepSplit": "split_merge",
     "moment_split": "split_merge",
     "Additive": "additive",
+    "OnlineFilter": "online",
     "ConditionalSMC": "particle_kernel",
     "Adam": "ascent",
     "learn_proposal": "score_climbing",
@@ -94,6 +95,7 @@ __all__ = [
     "LocallyBalanced",
     "MetropolisedGibbs",
     "Moves",
+    "OnlineFilter",
     "ParallelTempering",
     "ParticleFilter",
     "ParticleGibbs",
@@ -149,6 +151,7 @@ if TYPE_CHECKING:
     from ppl_toolkit.inference.lifted import lift
     from ppl_toolkit.inference.mcmc import MCMC
     from ppl_toolkit.inference.moves import Moves, Walk
+    from ppl_toolkit.inference.online import OnlineFilter
     from ppl_toolkit.inference.parallel_tempering import ParallelTempering
     from ppl_toolkit.inference.particle_kernel import PPG, ConditionalSMC, ParticleGibbs
     from ppl_toolkit.inference.particle_marginal import PMMH, ParticleMarginal

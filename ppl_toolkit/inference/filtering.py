@@ -282,10 +282,14 @@ class ParticleFilter:
             positions_of(program, real, 1, 0, "given")  # refuses what is no value of these sites
 
     @property
+    def options(self) -> Filter:
+        """How the series is filtered."""
+        return Filter(self.particles, self.proposal, self.resampling, self.ess)
+
+    @property
     def _run(self) -> _Run:
         assert self.space is not None
-        options = Filter(self.particles, self.proposal, self.resampling, self.ess)
-        return _Run(self.space, options, self.functional, self.ancestors, self.moves)
+        return _Run(self.space, self.options, self.functional, self.ancestors, self.moves)
 
     @property
     def _path(self) -> _Path:

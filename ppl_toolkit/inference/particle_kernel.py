@@ -80,9 +80,16 @@ class _Sweep:
             space.in_order({name: values[name] for name in space.latents}, series),
         )
         sums = self.functional
-        watched = (None, None) if sums is None else (sums.increment, sums.begin(series))
         new, found = sweep(
-            key, series, path, self.options, *watched, self.draws, self.moves, self.replays
+            key,
+            series,
+            path,
+            self.options,
+            functional=None if sums is None else sums.increment,
+            start=None if sums is None else sums.begin(series),
+            draws=self.draws,
+            moves=self.moves,
+            replays=self.replays,
         )
         return _moved(space, program, values, new, data), found or {}
 
