@@ -21,11 +21,21 @@ from ppl_toolkit.results import scalar_labels
 if TYPE_CHECKING:
     import xarray
 
-__all__ = ["BFMI", "ESS_PER_CHAIN", "R_HAT", "Finding", "as_text", "diagnose", "findings"]
+__all__ = [
+    "BFMI",
+    "ESS_PER_CHAIN",
+    "NOISY_EVIDENCE",
+    "R_HAT",
+    "Finding",
+    "as_text",
+    "diagnose",
+    "findings",
+]
 
 R_HAT = 1.01
 ESS_PER_CHAIN = 100
 BFMI = 0.3
+NOISY_EVIDENCE = 1.0  # standard deviation of the log, from run to run
 _HOPELESS_R_HAT = 1.5  # more draws would not mend it
 _APART = 3.0  # standard deviations within chains, between groups of chains in different modes
 _DRIFT = 0.5  # of them between the halves of a chain that is on its way, not in a mode
@@ -52,7 +62,7 @@ class Finding(NamedTuple):
         kind: "divergences", "tree_depth", "bfmi", "hot"; "r_hat", "stuck", "multimodal", "ess",
             "mcse", "few_draws", "not_finite"; "precision", "parameters", "subsample"; "khat"
             (`loo`), "conflict", "weak_data" (`sensitivity`), "predictive" (`check_posterior`);
-            "unjudged".
+            "noisy_filter"; "unjudged".
         severity: "error" (do not use the draws) or "warning" (look before you use them).
         sites: the scalars or sites concerned, the worst first.
         number: the figure that gave the alarm.
@@ -284,6 +294,10 @@ def _convergence_findings(tree: xarray.DataTree) -> list[Finding]:
     draws = _always_there(draws, tree.attrs)
     superchains = int(tree.attrs.get("superchains", 0))
     judged = _judged(draws, superchains)
+    if "filtering" in tree.children:  # paths of one filter are independent draws, given it
+        return [*_not_finite(judged.broken), *_of_filters(tree)]
+    if count < ESS_PER_CHAIN and _sums_along_sweeps(tree):  # what is wanted are the sums
+        return _not_finite(judged.broken)
     return [
         *_few_draws(chains, count),
         *_not_finite(judged.broken),
@@ -455,6 +469,36 @@ def _few_draws(chains: int, count: int) -> list[Finding]:
             chains * count,
             f"there are {text}: {why}, so convergence cannot be judged.",
             "Run four chains (chains=4), and draw more (ppl.extend).",
+        )
+    ]
+
+
+def _sums_along_sweeps(tree: xarray.DataTree) -> bool:
+    stats = tree["sample_stats"].dataset if "sample_stats" in tree.children else {}
+    return any(str(name).startswith("smoothed.") for name in stats)
+
+
+def _of_filters(tree: xarray.DataTree) -> list[Finding]:
+    """Noise of the evidence, which is that of all that a filter says.
+
+    Between chains, where there are several: what lineages tell is never much above one.
+    """
+    group = tree["filtering"].dataset
+    logs = np.asarray(group["log_evidence_increment"].sum("time"))
+    told = np.asarray(group["log_evidence_sd"])
+    worst = float(np.std(logs, ddof=1) if logs.size > 1 else np.max(told))
+    if worst <= NOISY_EVIDENCE:
+        return []
+    return [
+        Finding(
+            "noisy_filter",
+            "warning",
+            (),
+            worst,
+            f"log evidence has a standard deviation of {worst:.1f} from run to run (above "
+            f"{NOISY_EVIDENCE:g}): few particles carry the weight.",
+            "Take more particles, or a proposal that looks at the data: proposal=Laplace(), "
+            "Adapted() or Guided(...).",
         )
     ]
 

@@ -13,6 +13,7 @@ import numpy as np
 
 from ppl_toolkit.diagnostics.calibration import Calibration
 from ppl_toolkit.diagnostics.jump_evidence import CrossCheck
+from ppl_toolkit.diagnostics.series_plots import filtering, renewal, series
 from ppl_toolkit.errors import DataError
 from ppl_toolkit.results import require_tree
 
@@ -25,10 +26,13 @@ __all__ = [
     "cross_check",
     "divergences",
     "energy",
+    "filtering",
     "forest",
     "predictive",
     "prior_posterior",
     "ranks",
+    "renewal",
+    "series",
     "traces",
 ]
 

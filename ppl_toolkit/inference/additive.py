@@ -14,12 +14,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from ppl_toolkit.errors import MethodError, OptionError, PPLError
+from ppl_toolkit.inference.randomness import over
 from ppl_toolkit.inference.state_space import Series, StateSpace
 from ppl_toolkit.positions import start_position
 from ppl_toolkit.program import Program
 from ppl_toolkit.tracing import user_line
 
-__all__ = ["Additive", "as_additive", "require_ancestors"]
+__all__ = ["Additive", "as_additive", "first_sums", "require_ancestors"]
 
 _UNNAMED = "smoothed"
 _EXAMPLE = 'functional=lambda carry, latents, t: {"cross": carry * latents["x"]}'
@@ -54,6 +55,10 @@ class Additive:
 
         like = jax.eval_shape(one, jax.eval_shape(lambda: jax.random.key(0)))
         return lambda _: {name: jnp.zeros(x.shape, x.dtype) for name, x in like.items()}
+
+    def first(self, series: Series, initial: Any, count: int) -> dict[str, Any]:
+        """h_0 of every particle, arrays (N, ...) by name."""
+        return first_sums(self.begin(series), initial, count)
 
     def check(self, space: StateSpace, program: Program) -> None:
         """Try it on the series of a program.
@@ -112,6 +117,13 @@ def as_additive(functional: Any) -> Additive:
             f"functional must be a function, such as {_EXAMPLE}; got {functional!r:.60}."
         )
     return Additive(functional)
+
+
+def first_sums(start: Callable[[dict[str, Any]], Any], initial: Any, count: int) -> Any:
+    """h_0 of every particle, arrays (N, ...); ``initial`` may be empty."""
+    if jax.tree.leaves(initial):
+        return over(start, initial)
+    return jax.tree.map(lambda x: jnp.broadcast_to(x, (count, *jnp.shape(x))), start({}))
 
 
 def require_ancestors(ancestors: Any) -> None:

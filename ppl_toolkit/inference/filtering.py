@@ -23,7 +23,7 @@ from ppl_toolkit.inference.particle_filter import (
 )
 from ppl_toolkit.inference.population import Population, effective_size, relative_variance
 from ppl_toolkit.inference.proposals import Bootstrap, Proposal, require_proposal
-from ppl_toolkit.inference.randomness import over, scanned
+from ppl_toolkit.inference.randomness import scanned
 from ppl_toolkit.inference.resampling import scheme_named
 from ppl_toolkit.inference.state_space import StateSpace, state_space
 from ppl_toolkit.program import Program
@@ -90,9 +90,10 @@ class _Run:
         key, given = more
         series = self.space.given(program, given, data)
 
-        first, initial = first_population(random.fold_in(key, 0), series, self.options.particles)
+        count = self.options.particles
+        first, initial = first_population(random.fold_in(key, 0), series, count)
         functional = self.functional
-        sums = {} if functional is None else over(functional.begin(series), initial)
+        sums = {} if functional is None else functional.first(series, initial, count)
 
         def step(state: tuple[Population, Any], t: Any) -> tuple[tuple[Population, Any], Any]:
             population, sums = state
@@ -109,7 +110,6 @@ class _Run:
 
         (last, _), kept = scanned(step, (first, sums), series.length)
         history, summaries, size, evidence, smoothed = kept
-        count = self.options.particles
         drawn = size <= self.options.ess * count if self.options.ess < 1.0 else size <= count
         eves, _ = jax.lax.scan(
             lambda eves, a: (eves[a], None), jnp.arange(count), history.ancestors

@@ -174,7 +174,7 @@ class OnlineFilter:
         key = random.fold_in(random.wrap_key_data(words), 0)
         first, initial = first_population(key, series, method.particles)
         functional = method.functional
-        sums = {} if functional is None else over(functional.begin(series), initial)
+        sums = {} if functional is None else functional.first(series, initial, method.particles)
         zero = jnp.zeros((), jnp.int32)
         like = jax.eval_shape(
             lambda: _summaries(first, over(lambda k, c: series.step(k, c, 0).latents,
