@@ -34,6 +34,7 @@ bench: .venv/.bench       ## side by side with peers: make bench DATA=path/to/po
 	$(BIN)/python benchmarks/runtime.py
 	$(BIN)/python benchmarks/diagnostics.py
 	$(BIN)/python benchmarks/composition.py
+	$(BIN)/python benchmarks/particles.py
 	$(BIN)/python benchmarks/stochastic_gradient.py
 	$(if $(DATA),$(BIN)/python benchmarks/mcmc.py $(DATA))
 

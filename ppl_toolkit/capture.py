@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax import random
 from numpyro import handlers, primitives
 from numpyro.primitives import Messenger
 
@@ -70,6 +71,34 @@ class _Capture(Messenger):
         raise _Stop
 
 
+def _site_key(key: Any, number: int) -> Any:
+    """The key of site ``number`` of a particle: the number is added to the key's first word.
+
+    The words of particles' keys differ in the last one (`inference.randomness.numbered`), so that
+    all sites of all particles of a step have different keys. Those of two steps meet with a chance
+    of 4 N S / 2^64 for N particles with S sites.
+    """
+    words = random.key_data(key)
+    own = jnp.concatenate([words[:1] + jnp.asarray(number, words.dtype), words[1:]])
+    return random.wrap_key_data(own, impl=random.key_impl(key))
+
+
+class _Keys(Messenger):
+    """A key for every site that draws, as NumPyro's seed gives them, but made without a hash."""
+
+    def __init__(self, function: Callable, key: Any) -> None:
+        super().__init__(function)
+        self.key = key
+        self.count = 0
+
+    def process_message(self, message: dict) -> None:
+        if message["type"] not in ("sample", "prng_key", "plate", "control_flow"):
+            return
+        if message["kwargs"]["rng_key"] is None and message["value"] is None:
+            message["kwargs"]["rng_key"] = _site_key(self.key, self.count)
+            self.count += 1
+
+
 def captured(run: Callable[[], Any]) -> tuple[Scan | None, dict[str, Any]]:
     """The first scan that ``run`` comes to (None: it has none), and the messages before it."""
     capture = _Capture()
@@ -98,14 +127,14 @@ def run_step(
         scan: as captured.
         carry: before the step.
         t: the number of the step.
-        key: seeds the sites that have no value.
+        key: of the sites that have no value (`_site_key`); used for nothing else.
         *wrappers: handlers around the step, from the inside out.
 
     Returns:
         The carry after the step, and the messages of its sites.
     """
     step = handlers.infer_config(scan.body, config_fn=lambda _: {"_scan_current_index": t})
-    step = handlers.seed(step, key)
+    step = _Keys(step, key)
     for kind, values in scan.values:
         put = functools.partial(_value, values, t)
         if kind == "condition":

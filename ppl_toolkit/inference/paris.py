@@ -22,6 +22,7 @@ import jax
 import jax.numpy as jnp
 from jax import random
 
+from ppl_toolkit.inference.additive import first_sums
 from ppl_toolkit.inference.particle_filter import (
     Filter,
     History,
@@ -135,7 +136,8 @@ def paris(
         sums = advance_sums(key_sums, series, history, t, sums, functional, draws, moves)
         return (new, sums), None
 
-    (last, sums), _ = scanned(step, (first, over(start, initial)), series.length)
+    sums = first_sums(start, initial, options.particles)
+    (last, sums), _ = scanned(step, (first, sums), series.length)
     return last, expectation(last, sums)
 
 
@@ -156,8 +158,8 @@ def drawn_ancestors(
         first: where the chains begin: ancestors (M,) with which the particles were made.
     """
     count = first.shape[0]
-    keys = random.split(key, (count, draws))
     if moves == 0:
+        keys = random.split(key, (count, draws))
 
         def exact(keys: Any, latents: Any) -> Any:
             weights = ancestor_weights(series, history, t, latents)
@@ -168,28 +170,27 @@ def drawn_ancestors(
 
         return over(exact, keys, latents)
 
-    shares = jnp.exp(history.log_weights - jnp.max(history.log_weights))
-    cumulative = jnp.cumsum(shares)
+    def joined(carries: Any, latents: Any) -> Any:
+        return jax.vmap(lambda c: log_joining(series, c, t, latents))(carries)
 
-    def joined(j: Any, latents: Any) -> Any:
-        return log_joining(series, take(history.before, j), t, latents)
+    key_proposed, key_accept = random.split(key)
+    shares = jnp.exp(normalised(history.log_weights)[0])
+    size = count * draws * moves  # drawn in one row: quicker than in the shape of the chains
+    uniforms = [random.uniform(k, (size,), shares.dtype) for k in (key_proposed, key_accept)]
+    proposed = inverse_cdf(shares, uniforms[0]).reshape(count, -1)
+    every = jnp.concatenate([first[:, None], proposed], axis=1)
+    now, *others = jnp.split(jax.vmap(joined)(take(history.before, every), latents), [1], axis=1)
+    chains = (proposed, others[0], jnp.log(uniforms[1]).reshape(count, -1))
+    j, now = (jnp.broadcast_to(x, (count, draws)) for x in (first[:, None], now))
+    for new, log_new, log_u in zip(*(_by_moves(x, moves) for x in chains), strict=True):
+        accepted = log_u < log_new - now
+        j, now = jnp.where(accepted, new, j), jnp.where(accepted, log_new, now)
+    return j
 
-    def chain(key: Any, j: Any, now: Any, latents: Any) -> Any:
-        uniforms = random.uniform(key, (2, moves), cumulative.dtype)
-        last = cumulative.shape[0] - 1
-        proposed = jnp.minimum(jnp.searchsorted(cumulative, uniforms[0] * cumulative[-1]), last)
-        for move in range(moves):
-            new = joined(proposed[move], latents)
-            accepted = jnp.log(uniforms[1, move]) < new - now
-            j = jnp.where(accepted, proposed[move], j)
-            now = jnp.where(accepted, new, now)
-        return j
 
-    def chains(keys: Any, j: Any, latents: Any) -> Any:
-        now = joined(j, latents)
-        return jax.vmap(lambda k: chain(k, j, now, latents))(keys)
-
-    return jax.vmap(chains)(keys, first, latents)
+def _by_moves(x: Any, moves: int) -> Any:
+    """Arrays (M, draws) of every move, of those of all chains together."""
+    return jnp.moveaxis(x.reshape(x.shape[0], -1, moves), -1, 0)
 
 
 def backward_paths(

@@ -21,11 +21,10 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from jax import lax, random
-from jax.scipy.special import logsumexp
 
-from ppl_toolkit.inference.population import Population, effective_size, normalised
+from ppl_toolkit.inference.population import Population, normalised, size_of_shares
 from ppl_toolkit.inference.proposals import Bootstrap, Proposal
-from ppl_toolkit.inference.randomness import over, scanned
+from ppl_toolkit.inference.randomness import numbered, over, scanned
 from ppl_toolkit.inference.resampling import resample
 from ppl_toolkit.inference.state_space import Series, Step
 
@@ -94,13 +93,16 @@ def ancestors_of(
     """Ancestors, the log of their base weights (which sum to one on average), and the ESS."""
     count = options.particles
     shares = population.log_weights
-    chances, _ = normalised(shares + ahead)
-    size = effective_size(chances)
+    if options.proposal.looks_ahead:
+        chances, mean = normalised(shares + ahead)
+    else:  # the weights sum to one, or are all zero
+        chances = shares
+        mean = jnp.where(jnp.max(shares) > -jnp.inf, -jnp.log(float(count)), -jnp.inf)
+    size = size_of_shares(chances)
 
     def drawn() -> tuple[Any, Any]:
         found = resample(key, chances, options.resampling)
-        base = logsumexp(shares + ahead) - ahead[found] - jnp.log(float(count))
-        return found, base
+        return found, mean - ahead[found]
 
     if options.ess >= 1.0:
         return *drawn(), size
@@ -116,7 +118,7 @@ def advance(
     carry, proposal = population.particles, options.proposal
     ahead = looked_ahead(series, carry, t, proposal)
     ancestors, base, size = ancestors_of(key_ancestors, population, ahead, options)
-    keys = random.split(key_move, options.particles)
+    keys = numbered(key_move, options.particles)
     steps = over(lambda k, c: proposal.draw(k, series, c, t), keys, take(carry, ancestors))
     moved = Population(steps.carry, base, population.log_evidence)
     return (

@@ -19,6 +19,7 @@ import jax.numpy as jnp
 from jax import random
 from jax.scipy.special import logsumexp
 
+from ppl_toolkit.inference.additive import first_sums
 from ppl_toolkit.inference.paris import (
     Functional,
     advance_sums,
@@ -134,6 +135,7 @@ def sweep(
     draws: int | None = 2,
     moves: int = 0,
     replays: int = 0,
+    paths: int | None = None,
 ) -> tuple[Path, Any]:
     """A conditional sweep, and what PaRIS sums along it.
 
@@ -143,13 +145,16 @@ def sweep(
         draws, moves: as in `advance_sums`.
         replays: 0: the new path is drawn backwards; else along the ancestors, those of the path of
             before having been drawn by replaying so many of its steps.
+        paths: number M of paths drawn from the particles, independently; each of them may follow
+            the path of before. None for one.
 
     Returns:
-        The new path, and the estimate of E[h | y] (None without functional).
+        The new path, arrays (M, ...) and (M, T, ...) if ``paths`` is given, and the estimate of
+        E[h | y] (None without functional).
     """
     key_start, key_steps, key_back = random.split(key, 3)
     first, initial = start_at_path(key_start, series, path, options.particles)
-    sums = None if functional is None else over(start, initial)
+    sums = None if functional is None else first_sums(start, initial, options.particles)
 
     def step(state: tuple[Population, Any], t: Any) -> tuple[tuple[Population, Any], History]:
         population, sums = state
@@ -161,6 +166,7 @@ def sweep(
 
     (last, sums), history = scanned(step, (first, sums), series.length)
     draw = genealogy if replays else backward_paths
-    drawn = draw(key_back, series, initial, history, last.log_weights, 1)
-    own = Path(take(drawn[0], 0), jax.tree.map(lambda x: x[:, 0], drawn[1]))
+    drawn = draw(key_back, series, initial, history, last.log_weights, paths or 1)
+    several = Path(drawn[0], jax.tree.map(lambda x: jnp.moveaxis(x, 1, 0), drawn[1]))
+    own = several if paths else take(several, 0)
     return own, None if functional is None else expectation(last, sums)

@@ -44,6 +44,7 @@ __all__ = ["PPG", "SMOOTHED", "ConditionalSMC", "ParticleGibbs"]
 SMOOTHED = "smoothed."  # the statistics that are sums of functionals
 
 _LEAST, _MOST = 16, 256  # particles, if they are not given
+_TRIED = 16  # draws from the prior, of which a chain begins at one
 
 
 def _moved(
@@ -96,25 +97,40 @@ class _Sweep:
 
 @dataclasses.dataclass(frozen=True)
 class _Begun:
-    """(position, key) -> latents along a path of a filter, given the other sites: of a program."""
+    """(position, key) -> where a chain begins: a function of a program.
+
+    Of some draws of the parameters from their prior one is taken by the evidence that a filter
+    estimates for it, and with it a path of that filter.
+    """
 
     space: StateSpace
     options: Filter
+    held: tuple[str, ...] = ()
 
     def example(self, program: Program) -> Any:
         return positions.shapes(program), jax.eval_shape(lambda: random.key(0))
 
     def __call__(self, program: Program, given: tuple[Position, Any], data: Sequence[Any]) -> Any:
-        position, key = given
-        key_filter, key_path = random.split(key)
-        series = self.space.at(program, position, data)
-        last, initial, history = follow(key_filter, series, self.options, lambda _, h, __: h)
-        drawn = genealogy(key_path, series, initial, history, last.log_weights, 1)
-        path = Path(take(drawn[0], 0), jax.tree.map(lambda x: x[:, 0], drawn[1]))
-        values = positions.own_values(program, position, data)
-        there = _moved(self.space, program, values, path, data)
-        return {n: jnp.where(jnp.isfinite(last.log_evidence), x, position[n])
-                for n, x in there.items()}  # fmt: skip
+        old, key = given
+        free = set(self.space.static) - set(self.held)
+
+        def one(key: Any) -> tuple[Any, Any]:
+            key_prior, key_filter, key_path = random.split(key, 3)
+            drawn = positions.start_position(program, key_prior, data)
+            position = {n: drawn[n] if n in free else x for n, x in old.items()}
+            series = self.space.at(program, position, data)
+            last, initial, history = follow(key_filter, series, self.options, lambda _, h, __: h)
+            paths = genealogy(key_path, series, initial, history, last.log_weights, 1)
+            path = Path(take(paths[0], 0), jax.tree.map(lambda x: x[:, 0], paths[1]))
+            values = positions.own_values(program, position, data)
+            begun = {**position, **_moved(self.space, program, values, path, data)}
+            weight = jnp.where(jnp.isnan(last.log_evidence), -jnp.inf, last.log_evidence)
+            return begun, weight
+
+        begun, weights = jax.lax.map(one, random.split(key, _TRIED if free else 1))
+        chosen = take(begun, random.categorical(random.fold_in(key, _TRIED), weights))
+        alive = jnp.isfinite(jnp.max(weights))
+        return {n: jnp.where(alive, chosen[n], x) for n, x in old.items()}
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
@@ -136,6 +152,7 @@ class ConditionalSMC(Spec):
         ancestors: drawn for the sums per particle and step; None: the sum over all particles.
         ancestor_moves: steps of a Metropolis-Hastings chain for every ancestor of the sums; 0:
             exact draws.
+        held: parameters that stay as they are when a chain begins.
 
     Cost: O(N T) steps of the model; O(N T p) where the carry remembers p steps, O(N T^2) where it
     remembers all. Sums cost O(N T ancestors) with such a
@@ -148,6 +165,7 @@ class ConditionalSMC(Spec):
     functional: Any = None
     ancestors: int | None = 2
     ancestor_moves: int = 0
+    held: tuple[str, ...] = ()
     space: StateSpace | None = None
 
     tempers: ClassVar[bool] = False
@@ -201,7 +219,7 @@ class ConditionalSMC(Spec):
     @property
     def _begun(self) -> _Begun:
         assert self.space is not None
-        return _Begun(self.space, self._options)
+        return _Begun(self.space, self._options, self.held)
 
     @property
     def _sweep(self) -> _Sweep:
@@ -214,8 +232,8 @@ class ConditionalSMC(Spec):
         )
 
     def beginning(self, target: Target, position: Position, key: Any) -> Position:
-        """The latents begin along a path of a filter."""
-        return {**position, **target.call(self._begun, position, key)}
+        """Parameters from the prior that a filter finds likely, and a path of that filter."""
+        return target.call(self._begun, position, key)
 
     def moves(self, space: Space) -> frozenset[str]:
         return frozenset(self._sites)
@@ -243,7 +261,8 @@ class ParticleGibbs(MCMC):
     """The posterior of a model with a `scan`: latents by particles, parameters by any kernel.
 
     A cycle of `ConditionalSMC` for what is inside the scan (and what only starts it), and of
-    another kernel for all other sites given those. Chains begin with a path of a filter.
+    another kernel for all other sites given those. A chain begins at one of 16 draws of the
+    parameters from the prior, taken by the evidence a filter estimates, with a path of that filter.
 
     Args:
         kernel: for the parameters; `NUTS()` by default.
@@ -267,7 +286,7 @@ class ParticleGibbs(MCMC):
         return ConditionalSMC(self.particles, self.proposal)
 
     def on(self, program: Program) -> MCMC:
-        latents = self._latents.on(program)
+        latents = dataclasses.replace(self._latents, held=tuple(self.given)).on(program)
         assert latents.space is not None
         static = tuple(name for name in latents.space.static if name not in self.given)
         kernel = self.kernel.on(program)

@@ -17,7 +17,7 @@ from jaxtyping import Array, Float
 
 from ppl_toolkit.inference.resampling import resample
 
-__all__ = ["Population", "effective_size", "normalised", "relative_variance"]
+__all__ = ["Population", "effective_size", "normalised", "relative_variance", "size_of_shares"]
 
 
 def normalised(
@@ -36,7 +36,11 @@ def normalised(
 
 def effective_size(log_weights: Float[Array, " N"]) -> Float[Array, ""]:
     """(sum w)^2 / sum w^2: between 1 and N, and 0 if all weights are zero."""
-    shares, _ = normalised(log_weights)
+    return size_of_shares(normalised(log_weights)[0])
+
+
+def size_of_shares(shares: Float[Array, " N"]) -> Float[Array, ""]:
+    """`effective_size` of log weights that sum to one."""
     squares = jnp.sum(jnp.exp(2.0 * shares))
     return jnp.where(squares > 0, 1.0 / jnp.where(squares > 0, squares, 1.0), 0.0)
 

@@ -8,6 +8,8 @@ Gerber, Chopin and Whiteley (2019) for SSP; Del Moral (2004) for killing.
 
 from __future__ import annotations
 
+import functools
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -18,11 +20,44 @@ from jaxtyping import Array, Float, Int
 from ppl_toolkit.errors import OptionError
 from ppl_toolkit.inference.randomness import categorical, continuous, enumerating, over
 
-__all__ = ["SCHEMES", "inverse_cdf", "resample", "scheme_named"]
+__all__ = ["SCHEMES", "inverse_cdf", "resample", "running_sum", "scheme_named"]
 
 Weights = Float[Array, " N"]
 Ancestors = Int[Array, " M"]
 Scheme = Callable[[Any, Weights, int], Ancestors]
+
+
+def _in_blocks(op: Callable[[Any, Any], Any], start: Any, x: Any) -> Any:
+    """Start op x_0, (start op x_0) op x_1, ... for N numbers, in about sqrt(N) blocks.
+
+    All blocks move on together, one number at a time. On CPUs that is quicker than XLA's own
+    running sums, which go over every number 16 times, and than a tree, which takes longer to
+    compile. For ``op`` that does not decrease, the result does not either, whatever the rounding.
+    """
+    width = math.isqrt(x.shape[0] - 1) + 1
+    short = -x.shape[0] % width
+    start = jnp.asarray(start, x.dtype)
+    blocks = jnp.pad(x, (0, short)).reshape(-1, width)
+
+    def step(total: Any, new: Any) -> tuple[Any, Any]:
+        total = op(total, new)
+        return total, total
+
+    totals, inside = lax.scan(step, jnp.broadcast_to(start, blocks.shape[:1]), blocks.T)
+    _, before = lax.scan(lambda total, new: (op(total, new), total), start, totals)
+    return op(before[:, None], inside.T).reshape(-1)[: x.shape[0]]
+
+
+def running_sum(x: Float[Array, " N"]) -> Float[Array, " N"]:
+    """Sums of the first 1, ..., N numbers."""
+    in_blocks = functools.partial(_in_blocks, jnp.add, 0)
+    return lax.platform_dependent(x, cpu=in_blocks, default=jnp.cumsum)
+
+
+def _running_max(x: Int[Array, " N"]) -> Int[Array, " N"]:
+    """Maxima of the first 1, ..., N numbers, which are not negative."""
+    in_blocks = functools.partial(_in_blocks, jnp.maximum, 0)
+    return lax.platform_dependent(x, cpu=in_blocks, default=lax.cummax)
 
 
 def inverse_cdf(weights: Weights, uniforms: Float[Array, " M"]) -> Ancestors:
@@ -30,10 +65,29 @@ def inverse_cdf(weights: Weights, uniforms: Float[Array, " M"]) -> Ancestors:
 
     A particle without weight is never taken, whatever the rounding.
     """
-    cumulative = jnp.cumsum(weights)
+    cumulative = running_sum(weights)
     last = weights.shape[0] - 1 - jnp.argmax(weights[::-1] > 0)
     found = jnp.searchsorted(cumulative, uniforms * cumulative[-1], side="right")
     return jnp.minimum(found, last).astype(jnp.int32)
+
+
+def _by_strata(weights: Weights, shifts: Float[Array, " M"]) -> Ancestors:
+    """`inverse_cdf` at the points (i + shift_i) / M, one in each of M strata: O(N + M), no search.
+
+    Below M C lie the points 0, ..., floor(M C) - 1, and the next one if its shift is below the
+    fraction of M C. So each particle knows where its points begin; the ancestor of a point is the
+    last particle, of those with weight, that begins at or before it.
+    """
+    count = shifts.shape[0]
+    cumulative = running_sum(weights)
+    ends = jnp.minimum(count * (cumulative / cumulative[-1]), count)
+    whole = jnp.floor(ends)
+    points = whole.astype(jnp.int32)
+    below = points + (shifts[jnp.minimum(points, count - 1)] < ends - whole)
+    begins = jnp.concatenate([jnp.zeros(1, below.dtype), below[:-1]])
+    numbers = jnp.arange(weights.shape[0], dtype=jnp.int32)
+    latest = jnp.zeros(count, jnp.int32).at[jnp.where(weights > 0, begins, count)]
+    return _running_max(latest.max(numbers, mode="drop"))
 
 
 def _multinomial(key: Any, weights: Weights, count: int) -> Ancestors:
@@ -46,15 +100,14 @@ def _multinomial(key: Any, weights: Weights, count: int) -> Ancestors:
 def _stratified(key: Any, weights: Weights, count: int) -> Ancestors:
     """One uniform in each of M strata."""
     continuous("stratified resampling")
-    shifts = random.uniform(key, (count,), weights.dtype)
-    return inverse_cdf(weights, (jnp.arange(count) + shifts) / count)
+    return _by_strata(weights, random.uniform(key, (count,), weights.dtype))
 
 
 def _systematic(key: Any, weights: Weights, count: int) -> Ancestors:
     """The same uniform in each of M strata: counts are floor or ceil of M W."""
     continuous("systematic resampling")
     shift = random.uniform(key, (), weights.dtype)
-    return inverse_cdf(weights, (jnp.arange(count) + shift) / count)
+    return _by_strata(weights, jnp.broadcast_to(shift, (count,)))
 
 
 def _whole_and_rest(weights: Weights, count: int) -> tuple[Int[Array, " N"], Weights]:
@@ -153,7 +206,8 @@ def resample(
             process) or "killing".
         count: M; N if None.
 
-    Cost: O(N log N); "ssp" is O(N), but one particle after the other.
+    Cost: O(N); O(N log N) for those with independent draws ("multinomial", "residual", "killing").
+        "ssp" goes through one particle after the other.
 
     Raises:
         OptionError: there is no such scheme.

@@ -37,7 +37,7 @@ from ppl_toolkit.inference.target import Target, space_of
 from ppl_toolkit.layout import Layout
 from ppl_toolkit.positions import Position
 
-__all__ = ["SMC", "SMCState", "first_state", "stage"]
+__all__ = ["SMC", "SMCState", "first_state", "stage", "within_supports"]
 
 _RECORDED = 512  # stages whose records are kept
 _RECORDS = (
@@ -391,6 +391,23 @@ def _scored(method: SMC, target: Any, positions: Position) -> Particles:
     return Particles(dict(positions), prior, jnp.where(jnp.isnan(likelihood), -jnp.inf, likelihood))
 
 
+def within_supports(positions: Mapping[str, Any]) -> tuple[dict[str, Any], Any]:
+    """Positions (N, ...) without infinities, and which of them had none before, (N,).
+
+    A draw can round to the edge of its support, which is infinitely far, unconstrained.
+    """
+    size = jax.tree.leaves(dict(positions))[0].shape[0]
+    inside = jnp.ones(size, bool)
+    for x in positions.values():
+        if jnp.issubdtype(x.dtype, jnp.floating):
+            inside &= jnp.all(jnp.isfinite(x.reshape(size, -1)), 1)
+
+    def kept(x: Any) -> Any:
+        return jnp.where(inside.reshape(-1, *[1] * (x.ndim - 1)), x, jnp.zeros_like(x))
+
+    return {name: kept(x) for name, x in positions.items()}, inside
+
+
 def first_state(
     method: SMC,
     key: Any,
@@ -407,14 +424,7 @@ def first_state(
         else target.functions[ReferenceDraw(method.reference)]
     )
     positions = over(lambda k: dict(first(k)), keys)
-    real = [x for x in positions.values() if jnp.issubdtype(x.dtype, jnp.floating)]
-    inside = jnp.ones(size + 1, bool)
-    for x in real:  # a draw can round to the edge of its support: infinite, unconstrained
-        inside &= jnp.all(jnp.isfinite(x.reshape(size + 1, -1)), 1)
-    positions = jax.tree.map(
-        lambda x: jnp.where(inside.reshape(-1, *[1] * (x.ndim - 1)), x, jnp.zeros_like(x)),
-        positions,
-    )
+    positions, inside = within_supports(positions)
     extra = jax.tree.map(lambda x: x[-1], positions)
     cloud = _scored(method, target, jax.tree.map(lambda x: x[:-1], positions))
     possible = inside[:-1] & jnp.isfinite(cloud.log_prior)

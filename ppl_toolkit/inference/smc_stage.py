@@ -39,6 +39,7 @@ __all__ = [
     "moves_of",
     "next_point",
     "tempered_likelihood",
+    "until_moved",
 ]
 
 _HALVINGS = 50
@@ -215,10 +216,6 @@ def _distance(new: Mapping[str, Any], old: Mapping[str, Any], spread: Mapping[st
     return jnp.mean(total)
 
 
-def _moved(herd: _Herd, own: Any, means: Any, moves: Any) -> Moved:
-    return Moved(herd.position(own), means[0], means[1], moves)
-
-
 def moves_of(
     key: Any,
     kernel: Kernel,
@@ -241,27 +238,58 @@ def moves_of(
     herd = _herd(kernel, learned, positions)
     size = jax.tree.leaves(dict(positions))[0].shape[0]
 
-    def move(i: Any, own: Any, sums: Any) -> tuple[Any, Any]:
+    def move(i: Any, own: Any) -> tuple[Any, Any]:
         own, info = herd.step(random.split(random.fold_in(key, i), size), own)
         now = jnp.stack([_mean_of(info, "acceptance_rate"), _mean_of(info, "step_size")])
-        return own, sums + now
+        return own, now
+
+    own, means, done = until_moved(move, herd.own, herd.position, positions, count, most)
+    return Moved(herd.position(own), means[0], means[1], done)
+
+
+def until_moved(
+    move: Callable[[Any, Any], tuple[Any, Any]],
+    state: Any,
+    position: Callable[[Any], Mapping[str, Any]],
+    starts: Mapping[str, Any],
+    count: int | None,
+    most: int,
+    growth: float = _GROWTH,
+) -> tuple[Any, Any, Any]:
+    """Moves of a cloud: so many, or until more of them would take it hardly further.
+
+    Args:
+        move: (number of the move, state) -> new state, two statistics.
+        state: of the cloud, any pytree.
+        position: state -> positions by site, (N, ...).
+        starts: the first of these.
+        count: moves; None: until the mean squared distance from the start grows by less than
+            ``growth`` per move, or ``most`` moves are made.
+
+    Returns:
+        The last state, the means of the statistics over the moves (2,), and the number of these.
+    """
+
+    def moved(i: Any, state: Any, sums: Any) -> tuple[Any, Any]:
+        state, now = move(i, state)
+        return state, sums + now
 
     zero = jnp.zeros(2)
     if count is not None:
-        own, sums = repeated(count, lambda i, carry: move(i, *carry), (herd.own, zero))
-        return _moved(herd, own, sums / max(count, 1), jnp.asarray(count, jnp.int32))
+        state, sums = repeated(count, lambda i, carry: moved(i, *carry), (state, zero))
+        return state, sums / max(count, 1), jnp.asarray(count, jnp.int32)
 
-    spread = {name: jnp.where((sd := jnp.std(x, 0)) > 0, sd, 1.0) for name, x in positions.items()}
+    spread = {name: jnp.where((sd := jnp.std(x, 0)) > 0, sd, 1.0) for name, x in starts.items()}
 
     def again(carry: tuple) -> tuple:
-        i, own, sums, far, _ = carry
-        own, sums = move(i, own, sums)
-        now = _distance(herd.position(own), positions, spread)
-        return i + 1, own, sums, now, now > (1.0 + _GROWTH) * far
+        i, state, sums, far, _ = carry
+        state, sums = moved(i, state, sums)
+        now = _distance(position(state), starts, spread)
+        return i + 1, state, sums, now, now > (1.0 + growth) * far
 
-    start = (jnp.zeros((), jnp.int32), herd.own, zero, jnp.asarray(0.0), jnp.asarray(True))
-    done, own, sums, _, _ = lax.while_loop(lambda c: (c[0] < most) & c[4], again, start)
-    return _moved(herd, own, sums / jnp.maximum(done, 1), done)
+    start = (jnp.zeros((), jnp.int32), state, zero, jnp.asarray(0.0), jnp.asarray(True))
+    done, state, sums, _, _ = lax.while_loop(lambda c: (c[0] < most) & c[4], again, start)
+    return state, sums / jnp.maximum(done, 1), done
 
 
 def chains_of_moves(

@@ -297,7 +297,7 @@ def test_the_first_path_is_that_of_a_filter():
 
     program = Program(model, (Y,))
     with program.context():
-        begun = _Begun(state_space(program), Filter(2000))
+        begun = _Begun(state_space(program), Filter(2000), ("phi", "q"))
         position = {"phi": np.log(1.8 / 0.2), "q": np.log(0.5), "x_0": 0.0, "x": jnp.zeros(T)}
 
         def one(key):

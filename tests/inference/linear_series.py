@@ -68,3 +68,14 @@ def exact(y, y_0=None):
         smoothed.insert(0, (m + back * (later - pm), v + back**2 * (later_var - pv)))
     path = np.array([moments(m, v) for m, v in smoothed]).T
     return top + np.log(total), {"phi": moments(phi), "q": moments(q), "x": (path[0], path[1])}
+
+
+def log_likelihood(y, phi, q):
+    """Log p(y | phi, q) by the Kalman filter."""
+    mean, var, total = 0.0, 0.0, 0.0
+    for y_t in y:
+        mean, var = phi * mean, phi**2 * var + q**2
+        total += norm.logpdf(y_t, mean, np.sqrt(var + 0.49))
+        gain = var / (var + 0.49)
+        mean, var = mean + gain * (y_t - mean), var * (1 - gain)
+    return total

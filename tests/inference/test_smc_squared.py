@@ -110,12 +110,12 @@ def finite():
         yield inner, method, target, first
 
 
-def properly_weighted(run, steps):
+def properly_weighted(run):
     """E[evidence] and E[evidence times the weighted mean of stay] are those of the two."""
     found = enumerated(run)
     log_z, log_weights, position = found.values
     stay = 1 / (1 + np.exp(-position))
-    z = np.array([evidence(x, steps) for x in PAIR])
+    z = np.array([evidence(x, 2) for x in PAIR])
     np.testing.assert_allclose(found.probabilities.sum(), 1.0, rtol=1e-12)
     np.testing.assert_allclose(found.probabilities @ np.exp(log_z), z.mean(), rtol=1e-12)
     estimates = np.exp(log_z) * np.sum(np.exp(log_weights) * stay, 1)
@@ -134,17 +134,24 @@ def test_data_and_resampling_are_properly_weighted_exactly(finite):
         state, _ = smc_squared.resampled(method, key, state)
         return told(smc_squared.taken_in(key, inner, state, target))
 
-    properly_weighted(run, 2)
+    properly_weighted(run)
 
 
-def test_exchanges_are_properly_weighted_exactly(finite):
+@pytest.mark.parametrize("number", [0, 1])
+def test_exchanges_are_properly_weighted_exactly(finite, number):
+    """Of one parameter: a datum, new filters, and one more datum."""
     inner, _, target, first = finite
+    outer = jax.tree.map(lambda x: x[number : number + 1], first.outer)
+    one = first._replace(outer=outer, log_weights=jnp.zeros(1))
 
     def run(key):
-        state = smc_squared.taken_in(key, inner, first, target)
-        return told(smc_squared.exchanged(key, inner, state, target))
+        state = smc_squared.taken_in(key, inner, one, target)
+        state = smc_squared.exchanged(key, inner, state, target)
+        return smc_squared.taken_in(key, inner, state, target).log_evidence
 
-    properly_weighted(run, 1)
+    found = enumerated(run)
+    wanted = evidence(PAIR[number], 2)
+    np.testing.assert_allclose(found.probabilities @ np.exp(found.values), wanted, rtol=1e-12)
 
 
 # -- linear and Gaussian ---------------------------------------------------------------------------
@@ -190,7 +197,8 @@ def test_what_is_said_of_the_stages(fixed, doubled):
     np.testing.assert_allclose(at_end["log_evidence"], logs, rtol=1e-12)
     assert set(np.unique(stages["inner_particles"].values[:, 0])) == {16}
     sizes = doubled["smc"]["inner_particles"].values
-    assert (sizes[:, 0] == 16).all() and (sizes[:, 1] == 32).all()
+    assert (sizes[:, 0] == 16).all()
+    assert (sizes[:, 1] == 32).all()
     # An upper estimate of the spread between runs (1000 of which agree with 4.5 standard errors).
     spread = ratios(fixed, logs.mean()).std(ddof=1)
     assert 0.6 * spread < at_end["log_evidence_sd"].mean() < 5 * spread
