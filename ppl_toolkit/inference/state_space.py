@@ -294,10 +294,16 @@ def _scored(carry: Any, trace: Mapping[str, Any], latents: Sequence[str]) -> Ste
     return Step(
         carry,
         {name: trace[name]["value"] for name in latents},
-        jnp.asarray(_total(own), float),
-        jnp.asarray(_total(rest), float),
+        _density(_total(own)),
+        _density(_total(rest)),
         jnp.asarray(_total(scaled) - drawn, float),
     )
+
+
+def _density(log_density: Any) -> Any:
+    """NaN means impossible: laws whose parameters are, after a carry that cannot be."""
+    log_density = jnp.asarray(log_density, float)
+    return jnp.where(jnp.isnan(log_density), -jnp.inf, log_density)
 
 
 def series(

@@ -171,6 +171,24 @@ def test_series_that_remember_two_steps_are_replayed():
     within(tree, "x", mean, np.sqrt(np.diag(cov)))
 
 
+def test_paths_are_not_joined_to_pasts_after_which_they_cannot_be():
+    """There the law of the next step has impossible parameters, and its density is NaN."""
+
+    def stays_positive(y):
+        def step(total, y_t):
+            total = total + numpyro.sample("x", dist.Normal(0.0, 1.0))
+            numpyro.factor("room", jnp.log(total))  # NaN below zero
+            numpyro.sample("y", dist.Normal(total, 1.0), obs=y_t)
+            return total, None
+
+        scan(step, 0.5, y)
+
+    y = np.full(10, 0.3)
+    tree = quiet(stays_positive, y, method=ParticleGibbs(particles=16, warmup=0), draws=200)
+    assert np.isfinite(tree["sample_stats"]["lp"]).all()
+    assert (np.cumsum(tree["posterior"]["x"].values, 2) > -0.5).all()
+
+
 def test_discrete_latents_follow_the_forward_backward_law():
     y = np.array([0.3, 1.9, 2.2, 4.1, 3.2, 0.1, 0.8, 2.5])
     moves = 0.1 + 0.7 * np.eye(3)

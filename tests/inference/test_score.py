@@ -381,6 +381,8 @@ def test_the_estimate_is_the_most_likely_one(climbed):
 
 
 def test_standard_errors_are_those_of_the_curvature(climbed):
+    """A chain's are uncertain by a fifth of their size after 200 iterations, the mean of six by
+    0.08; 0.25 are 3 times that."""
     u = best(LONG).x
     cov = np.linalg.inv(-curvature(lambda u: kalman(*at(u), LONG), u))
     (phi, q), estimate = at(u), climbed["estimate"]
