@@ -181,9 +181,9 @@ def stats_group(group: str) -> str:
 
 
 def posterior_group(tree: xarray.DataTree) -> str:
-    """The group that holds the draws: "posterior", or "prior" for prior runs."""
+    """The group of draws: "posterior", "prior" of prior runs, "iterates" of a search."""
     require_tree(tree)
-    for name in ("posterior", "prior"):
+    for name in ("posterior", "prior", "iterates"):
         if name in tree.children:
             return name
     raise DataError(

@@ -18,6 +18,7 @@ from jax import random
 from ppl_toolkit import positions
 from ppl_toolkit.errors import OptionError
 from ppl_toolkit.inference.additive import Additive, as_additive, require_ancestors
+from ppl_toolkit.inference.begun import Begun
 from ppl_toolkit.inference.hmc import NUTS
 from ppl_toolkit.inference.kernel import (
     SAMPLING,
@@ -30,8 +31,7 @@ from ppl_toolkit.inference.kernel import (
     cycle,
 )
 from ppl_toolkit.inference.mcmc import MCMC
-from ppl_toolkit.inference.paris import genealogy
-from ppl_toolkit.inference.particle_filter import Filter, follow, take
+from ppl_toolkit.inference.particle_filter import Filter
 from ppl_toolkit.inference.particle_gibbs import Path, sweep
 from ppl_toolkit.inference.proposals import Bootstrap, Proposal, require_proposal
 from ppl_toolkit.inference.state_space import StateSpace, state_space
@@ -44,7 +44,6 @@ __all__ = ["PPG", "SMOOTHED", "ConditionalSMC", "ParticleGibbs"]
 SMOOTHED = "smoothed."  # the statistics that are sums of functionals
 
 _LEAST, _MOST = 16, 256  # particles, if they are not given
-_TRIED = 16  # draws from the prior, of which a chain begins at one
 
 
 def _moved(
@@ -93,44 +92,6 @@ class _Sweep:
             replays=self.replays,
         )
         return _moved(space, program, values, new, data), found or {}
-
-
-@dataclasses.dataclass(frozen=True)
-class _Begun:
-    """(position, key) -> where a chain begins: a function of a program.
-
-    Of some draws of the parameters from their prior one is taken by the evidence that a filter
-    estimates for it, and with it a path of that filter.
-    """
-
-    space: StateSpace
-    options: Filter
-    held: tuple[str, ...] = ()
-
-    def example(self, program: Program) -> Any:
-        return positions.shapes(program), jax.eval_shape(lambda: random.key(0))
-
-    def __call__(self, program: Program, given: tuple[Position, Any], data: Sequence[Any]) -> Any:
-        old, key = given
-        free = set(self.space.static) - set(self.held)
-
-        def one(key: Any) -> tuple[Any, Any]:
-            key_prior, key_filter, key_path = random.split(key, 3)
-            drawn = positions.start_position(program, key_prior, data)
-            position = {n: drawn[n] if n in free else x for n, x in old.items()}
-            series = self.space.at(program, position, data)
-            last, initial, history = follow(key_filter, series, self.options, lambda _, h, __: h)
-            paths = genealogy(key_path, series, initial, history, last.log_weights, 1)
-            path = Path(take(paths[0], 0), jax.tree.map(lambda x: x[:, 0], paths[1]))
-            values = positions.own_values(program, position, data)
-            begun = {**position, **_moved(self.space, program, values, path, data)}
-            weight = jnp.where(jnp.isnan(last.log_evidence), -jnp.inf, last.log_evidence)
-            return begun, weight
-
-        begun, weights = jax.lax.map(one, random.split(key, _TRIED if free else 1))
-        chosen = take(begun, random.categorical(random.fold_in(key, _TRIED), weights))
-        alive = jnp.isfinite(jnp.max(weights))
-        return {n: jnp.where(alive, chosen[n], x) for n, x in old.items()}
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
@@ -217,9 +178,9 @@ class ConditionalSMC(Spec):
         return Filter(count, self.proposal)
 
     @property
-    def _begun(self) -> _Begun:
+    def _begun(self) -> Begun:
         assert self.space is not None
-        return _Begun(self.space, self._options, self.held)
+        return Begun(self.space, self._options, self.held)
 
     @property
     def _sweep(self) -> _Sweep:

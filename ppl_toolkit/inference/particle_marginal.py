@@ -21,6 +21,7 @@ from jax import random
 
 from ppl_toolkit import positions
 from ppl_toolkit.errors import MethodError, OptionError
+from ppl_toolkit.inference.begun import Begun
 from ppl_toolkit.inference.correlated_filter import CorrelatedEstimate, correlated
 from ppl_toolkit.inference.inner_filter import drawn_path
 from ppl_toolkit.inference.kernel import SAMPLING, Info, Kernel, Placed, Spec, Stage
@@ -73,7 +74,8 @@ class ParticleMarginal(Spec):
     """Moves the parameters of a model with a `scan` by the evidence that a filter estimates.
 
     A Gaussian random walk on all static sites, adapted in warm-up as `RandomWalk`; with every
-    accepted step comes a path of the latents.
+    accepted step comes a path of the latents. A chain begins at one of 16 draws of the parameters
+    from the prior, taken by the evidence that a filter estimates.
 
     Args:
         particles: N; the number of steps T, but at least 64, if None. The estimates should have a
@@ -172,7 +174,17 @@ class ParticleMarginal(Spec):
 
     @property
     def functions(self) -> tuple[Any, ...]:
-        return (self.estimate,)
+        return (self.estimate, self._begun)
+
+    @property
+    def _begun(self) -> Begun:
+        assert self.space is not None
+        count = self.estimate.particles if self.correlation else self.estimate.options.particles
+        return Begun(self.space, self._filter(count))
+
+    def beginning(self, target: Target, position: Position, key: Any) -> Position:
+        """Parameters from the prior that a filter finds likely."""
+        return target.call(self._begun, position, key)
 
     def _fresh(self, key: Any) -> Any:
         """Normal variates, if the estimates are to be correlated."""

@@ -290,14 +290,14 @@ def test_the_first_path_is_that_of_a_filter():
     """With 2000 particles it follows the smoothing law nearly; 300 chains' first positions."""
     import jax
 
+    from ppl_toolkit.inference.begun import Begun
     from ppl_toolkit.inference.particle_filter import Filter
-    from ppl_toolkit.inference.particle_kernel import _Begun
     from ppl_toolkit.inference.state_space import state_space
     from ppl_toolkit.program import Program
 
     program = Program(model, (Y,))
     with program.context():
-        begun = _Begun(state_space(program), Filter(2000), ("phi", "q"))
+        begun = Begun(state_space(program), Filter(2000), ("phi", "q"))
         position = {"phi": np.log(1.8 / 0.2), "q": np.log(0.5), "x_0": 0.0, "x": jnp.zeros(T)}
 
         def one(key):
