@@ -20,7 +20,14 @@ from ppl_toolkit.positions import start_position
 from ppl_toolkit.program import Program
 from ppl_toolkit.tracing import user_line
 
-__all__ = ["Additive", "as_additive", "first_sums", "require_ancestors"]
+__all__ = [
+    "Additive",
+    "as_additive",
+    "first_sums",
+    "require_ancestors",
+    "require_bound",
+    "require_moves",
+]
 
 _UNNAMED = "smoothed"
 _EXAMPLE = 'functional=lambda carry, latents, t: {"cross": carry * latents["x"]}'
@@ -137,4 +144,42 @@ def require_ancestors(ancestors: Any) -> None:
         raise OptionError(
             "ancestors must be an integer >= 2 or None (all of them); with one, the sums "
             f"degenerate like genealogies. Got {ancestors!r}."
+        )
+
+
+def require_moves(name: str, moves: Any) -> None:
+    """Refuse what is no way to draw ancestors.
+
+    Raises:
+        OptionError: it is neither "rejection" nor an integer of zero or more.
+    """
+    wrong = isinstance(moves, bool) or not isinstance(moves, int | np.integer) or moves < 0
+    if wrong and moves != "rejection":
+        raise OptionError(f"{name} must be an integer >= 0, or 'rejection'; got {moves!r}.")
+
+
+def require_bound(space: StateSpace, program: Program, moves: Any) -> None:
+    """Refuse rejection where the largest density of a step is not known.
+
+    Raises:
+        MethodError: says what to use instead.
+    """
+    if moves != "rejection":
+        return
+
+    def peak(key: Any) -> Any:
+        series = space.at(program, start_position(program, key, program.data), program.data)
+        return series.log_peak(series.start(key).carry, 0)
+
+    with program.context():
+        known = jax.eval_shape(peak, jax.eval_shape(lambda: jax.random.key(0)))
+    if known is None or space.mixed:
+        why = (
+            "its observations depend on the carry"
+            if space.mixed
+            else f"the largest density of {list(space.latents)} is not known"
+        )
+        raise MethodError(
+            f"ancestors cannot be drawn by rejection for {space.name}: {why}. Use a chain instead, "
+            "such as moves=4, or exact draws (0)."
         )

@@ -12,7 +12,13 @@ import numpy as np
 from jax import random
 
 from ppl_toolkit.errors import MethodError, OptionError, SiteError
-from ppl_toolkit.inference.additive import Additive, as_additive, require_ancestors
+from ppl_toolkit.inference.additive import (
+    Additive,
+    as_additive,
+    require_ancestors,
+    require_bound,
+    require_moves,
+)
 from ppl_toolkit.inference.paris import advance_sums, backward_paths, expectation, genealogy
 from ppl_toolkit.inference.particle_filter import (
     Filter,
@@ -79,7 +85,7 @@ class _Run:
     options: Filter
     functional: Additive | None
     ancestors: int | None
-    moves: int
+    moves: int | str
 
     def example(self, program: Program) -> Any:
         sites = (program.sites[name] for name in self.space.static)
@@ -176,7 +182,7 @@ class _Path:
     """(key, static values, `Filtered`) -> a path of the latents: a function of a program."""
 
     run: _Run
-    moves: int
+    moves: int | str
 
     def example(self, program: Program) -> Any:
         with program.context():
@@ -216,7 +222,7 @@ class ParticleFilter:
         resampling: "systematic", "multinomial", "stratified", "residual", "ssp" or "killing".
         ess: particles are resampled where the effective sample size falls to this share of N.
         moves: steps of a Metropolis-Hastings chain for every ancestor of a path or of sums; 0:
-            exact draws.
+            exact draws; "rejection": exact draws by rejection.
         functional: an additive functional, as in `PPG`: expectations of its sums up to every time,
             given the data up to it, are carried along (PaRIS). They are in the group
             ``smoothing``; `smoothed` reads off the last ones.
@@ -233,7 +239,7 @@ class ParticleFilter:
     proposal: Proposal = dataclasses.field(default_factory=Bootstrap)
     resampling: str = "systematic"
     ess: float = 0.5
-    moves: int = 0
+    moves: int | str = 0
     functional: Any = None
     ancestors: int | None = 2
     warmup: int = 0
@@ -247,10 +253,10 @@ class ParticleFilter:
     )
 
     def __post_init__(self) -> None:
-        for name, value, least in (("particles", self.particles, 2), ("moves", self.moves, 0)):
-            wrong = isinstance(value, bool) or not isinstance(value, int | np.integer)
-            if wrong or value < least:
-                raise OptionError(f"{name} must be an integer >= {least}; got {value!r}.")
+        count = self.particles
+        if isinstance(count, bool) or not isinstance(count, int | np.integer) or count < 2:
+            raise OptionError(f"particles must be an integer >= 2; got {count!r}.")
+        require_moves("moves", self.moves)
         if not 0.0 < self.ess <= 1.0:
             raise OptionError(f"ess must lie in (0, 1]; got {self.ess!r}.")
         require_proposal(self.proposal)
@@ -266,6 +272,7 @@ class ParticleFilter:
         """Refuse programs without a scan, and static sites without a value."""
         space = state_space(program)
         self.proposal.check(space, program)
+        require_bound(space, program, self.moves)
         if self.functional is not None:
             space.require_backward("The smoothing of a functional")
             self.functional.check(space, program)

@@ -10,7 +10,7 @@ the law that the particles give to the smoothing problem.
 
 Sources: Godsill, Doucet and West (2004), JASA 99, for backward sampling; Olsson and Westerborn
 (2017), Bernoulli 23, for PaRIS; Dau and Chopin (2023) for the independent Metropolis-Hastings
-chain over ancestors.
+chain over ancestors, and why rejection must have an end.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax import random
+from jax import lax, random
 
 from ppl_toolkit.inference.additive import first_sums
 from ppl_toolkit.inference.particle_filter import (
@@ -36,6 +36,7 @@ from ppl_toolkit.inference.resampling import inverse_cdf
 from ppl_toolkit.inference.state_space import Series
 
 __all__ = [
+    "REJECTION",
     "Functional",
     "advance_sums",
     "backward_paths",
@@ -44,6 +45,10 @@ __all__ = [
     "log_joining",
     "paris",
 ]
+
+REJECTION = "rejection"  # in place of a number of moves
+_ROUNDS = 16  # of rejection, before all weights are computed
+_AT_ONCE = 64  # particles for which they are
 
 Functional = Callable[[Any, dict[str, Any], Any], Any]
 
@@ -68,7 +73,7 @@ def advance_sums(
     sums: Any,
     functional: Functional,
     draws: int | None = 2,
-    moves: int = 4,
+    moves: int | str = 4,
 ) -> Any:
     """tau_t^i from tau_{t-1}^j: expectations of an additive functional given the last particle.
 
@@ -79,9 +84,11 @@ def advance_sums(
         draws: ancestors J drawn per particle (PaRIS; at least 2 for a variance of order T); None
             for the exact sum over all particles.
         moves: steps of the independent Metropolis-Hastings chain over ancestors, from the one the
-            filter drew; 0 for exact draws.
+            filter drew; 0 for exact draws; "rejection" for exact draws by rejection, for steps
+            with one latent of a law whose mode is known.
 
-    Cost: O(N draws moves), or O(N^2) for exact draws and sums.
+    Cost: O(N draws moves), or O(N^2) for exact draws and sums. By rejection, 16 rounds and O(N) for
+    each particle left, which are few: O(N (log N)^(d/2)) in all for Gaussian-like laws.
     """
 
     def increment(j: Any, latents: Any) -> Any:
@@ -112,7 +119,7 @@ def paris(
     functional: Functional,
     start: Callable[[dict[str, Any]], Any],
     draws: int | None = 2,
-    moves: int = 4,
+    moves: int | str = 4,
 ) -> tuple[Population, Any]:
     """A filter that carries expectations of an additive functional along.
 
@@ -149,7 +156,7 @@ def expectation(population: Population, values: Any) -> Any:
 
 def drawn_ancestors(
     key: Any, series: Series, history: History, t: Any, latents: Any, first: Any, draws: int,
-    moves: int,
+    moves: int | str,
 ) -> Any:  # fmt: skip
     """Ancestors (M, draws) of M particles, from lambda_t or from a chain that leaves it invariant.
 
@@ -158,7 +165,9 @@ def drawn_ancestors(
         first: where the chains begin: ancestors (M,) with which the particles were made.
     """
     count = first.shape[0]
-    if moves == 0:
+    if moves == REJECTION and not enumerating():
+        return _by_rejection(key, series, history, t, latents, count, draws)
+    if moves in (0, REJECTION):
         keys = random.split(key, (count, draws))
 
         def exact(keys: Any, latents: Any) -> Any:
@@ -175,6 +184,7 @@ def drawn_ancestors(
 
     key_proposed, key_accept = random.split(key)
     shares = jnp.exp(normalised(history.log_weights)[0])
+    moves = int(moves)
     size = count * draws * moves  # drawn in one row: quicker than in the shape of the chains
     uniforms = [random.uniform(k, (size,), shares.dtype) for k in (key_proposed, key_accept)]
     proposed = inverse_cdf(shares, uniforms[0]).reshape(count, -1)
@@ -186,6 +196,53 @@ def drawn_ancestors(
         accepted = log_u < log_new - now
         j, now = jnp.where(accepted, new, j), jnp.where(accepted, log_new, now)
     return j
+
+
+def _by_rejection(
+    key: Any, series: Series, history: History, t: Any, latents: Any, count: int, draws: int
+) -> Any:
+    """Exact draws from lambda_t, ancestors (M, draws).
+
+    A particle j drawn by its weight is taken with probability m_t(x | c_j) / max m_t. Those that
+    are still without an ancestor after some rounds get theirs from all weights, 64 at a time. (With
+    no such end, the number of rounds would have an infinite mean: x was drawn from the mixture of
+    the m_t(. | c_j) itself.)
+    """
+    lanes = count * draws
+    row = jnp.arange(lanes) // draws
+    shares = jnp.exp(normalised(history.log_weights)[0])
+    peaks = jax.vmap(lambda c: series.log_peak(c, t))(history.before)
+    bound = jnp.max(jnp.where(shares > 0, peaks, -jnp.inf))
+    key_rounds, key_rest = random.split(key)
+
+    def one_round(state: tuple[Any, Any, Any]) -> tuple[Any, Any, Any]:
+        number, j, done = state
+        u, v = random.uniform(random.fold_in(key_rounds, number), (2, lanes), shares.dtype)
+        proposed = inverse_cdf(shares, u).astype(j.dtype)
+        density = jax.vmap(lambda c, x: log_joining(series, c, t, x))(
+            take(history.before, proposed), take(latents, row)
+        )
+        taken = ~done & (jnp.log(v) < density - bound)
+        return number + 1, jnp.where(taken, proposed, j), done | taken
+
+    def rest(state: tuple[Any, Any]) -> tuple[Any, Any]:
+        j, done = state
+        here = jnp.nonzero(~done, size=min(_AT_ONCE, lanes), fill_value=lanes)[0]
+
+        def exactly(lane: Any) -> Any:
+            weights = ancestor_weights(series, history, t, take(latents, row[lane]))
+            u = random.uniform(random.fold_in(key_rest, lane), (1,), shares.dtype)
+            return inverse_cdf(jnp.exp(normalised(weights)[0]), u)[0].astype(j.dtype)
+
+        drawn = jax.vmap(exactly)(here)
+        return j.at[here].set(drawn, mode="drop"), done.at[here].set(True, mode="drop")
+
+    begin = (jnp.zeros((), jnp.int32), jnp.zeros(lanes, jnp.int32), jnp.zeros(lanes, bool))
+    _, j, done = lax.while_loop(
+        lambda s: (s[0] < _ROUNDS) & ~jnp.all(s[2]), one_round, begin
+    )  # fmt: skip
+    j, _ = lax.while_loop(lambda s: ~jnp.all(s[1]), rest, (j, done))
+    return j.reshape(count, draws)
 
 
 def _by_moves(x: Any, moves: int) -> Any:
@@ -200,7 +257,7 @@ def backward_paths(
     history: History,
     log_weights: Any,
     count: int,
-    moves: int = 0,
+    moves: int | str = 0,
 ) -> tuple[Any, Any]:
     """Paths drawn backwards from the last particles.
 

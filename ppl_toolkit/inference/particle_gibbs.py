@@ -133,7 +133,7 @@ def sweep(
     functional: Functional | None = None,
     start: Any = None,
     draws: int | None = 2,
-    moves: int = 0,
+    moves: int | str = 0,
     replays: int = 0,
     paths: int | None = None,
 ) -> tuple[Path, Any]:

@@ -17,7 +17,13 @@ from jax import random
 
 from ppl_toolkit import positions
 from ppl_toolkit.errors import OptionError
-from ppl_toolkit.inference.additive import Additive, as_additive, require_ancestors
+from ppl_toolkit.inference.additive import (
+    Additive,
+    as_additive,
+    require_ancestors,
+    require_bound,
+    require_moves,
+)
 from ppl_toolkit.inference.begun import Begun
 from ppl_toolkit.inference.hmc import NUTS
 from ppl_toolkit.inference.kernel import (
@@ -66,7 +72,7 @@ class _Sweep:
     replays: int
     functional: Additive | None = None
     draws: int | None = 2
-    moves: int = 0
+    moves: int | str = 0
 
     def example(self, program: Program) -> Any:
         return positions.shapes(program), jax.eval_shape(lambda: random.key(0))
@@ -112,7 +118,7 @@ class ConditionalSMC(Spec):
         functional: see `PPG`; None: no sums are carried along.
         ancestors: drawn for the sums per particle and step; None: the sum over all particles.
         ancestor_moves: steps of a Metropolis-Hastings chain for every ancestor of the sums; 0:
-            exact draws.
+            exact draws; "rejection": exact draws by rejection.
         held: parameters that stay as they are when a chain begins.
 
     Cost: O(N T) steps of the model; O(N T p) where the carry remembers p steps, O(N T^2) where it
@@ -125,7 +131,7 @@ class ConditionalSMC(Spec):
     proposal: Proposal = dataclasses.field(default_factory=Bootstrap)
     functional: Any = None
     ancestors: int | None = 2
-    ancestor_moves: int = 0
+    ancestor_moves: int | str = 0
     held: tuple[str, ...] = ()
     space: StateSpace | None = None
 
@@ -141,9 +147,7 @@ class ConditionalSMC(Spec):
         if self.functional is not None:
             object.__setattr__(self, "functional", as_additive(self.functional))
         require_ancestors(self.ancestors)
-        moves = self.ancestor_moves
-        if isinstance(moves, bool) or not isinstance(moves, int | np.integer) or moves < 0:
-            raise OptionError(f"ancestor_moves must be an integer >= 0; got {moves!r}.")
+        require_moves("ancestor_moves", self.ancestor_moves)
 
     @property
     def label(self) -> str:
@@ -160,6 +164,7 @@ class ConditionalSMC(Spec):
         if self.functional is not None:
             space.require_backward("The sum of a functional along a sweep")
             self.functional.check(space, program)
+            require_bound(space, program, self.ancestor_moves)
         return dataclasses.replace(self, space=space)
 
     @property
@@ -270,7 +275,8 @@ class PPG(ParticleGibbs):
             a number or an array, or several by name; or `Additive`, with h_0.
         kernel, particles, proposal, init_radius, given: see `ParticleGibbs`.
         ancestors: drawn per particle and step, at least 2; None: the exact sum over all.
-        ancestor_moves: steps of a Metropolis-Hastings chain for every ancestor; 0: exact draws.
+        ancestor_moves: steps of a Metropolis-Hastings chain for every ancestor; 0: exact draws;
+            "rejection": exact draws by rejection.
         warmup: sweeps before the first draw; none by default if all parameters are given, since
             `smoothed` drops those it must.
 
@@ -280,7 +286,7 @@ class PPG(ParticleGibbs):
 
     functional: Any = None
     ancestors: int | None = 2
-    ancestor_moves: int = 0
+    ancestor_moves: int | str = 0
     warmup: int | None = None  # type: ignore[assignment]
 
     def __post_init__(self) -> None:

@@ -32,6 +32,7 @@ from ppl_toolkit.capture import Scan, captured, run_step
 from ppl_toolkit.errors import MethodError, SiteError
 from ppl_toolkit.executables import evaluate_once
 from ppl_toolkit.inference.auxiliary import Drawn
+from ppl_toolkit.inference.peaks import log_peak
 from ppl_toolkit.inference.randomness import enumerating
 from ppl_toolkit.positions import Position, start_position
 from ppl_toolkit.program import Program
@@ -114,6 +115,16 @@ class Series:
                               neginf=0.0)
             for n in self.latents
         }  # fmt: skip
+
+    def log_peak(self, carry: Any, t: Any) -> Any:
+        """The largest log density of the latents of a step given the carry; None: not known.
+
+        Known for one latent site, of a law whose mode has a formula, without scales or masks.
+        """
+        _, trace = run_step(self.scan, carry, t, _FIXED)
+        own = [trace[name] for name in self.latents]
+        plain = all(m["scale"] is None and m.get("mask") is None for m in own)
+        return log_peak(own[0]["fn"]) if len(own) == 1 and plain else None
 
     def levels(self, carry: Any, t: Any) -> dict[str, Any]:
         """The values of the finite latents of a step, arrays (K,)."""
