@@ -59,6 +59,7 @@ _PIECES = {
     "learn_proposal": "score_climbing",
     "ParticleMarginal": "particle_marginal",
     "Adapted": "proposals",
+    "Auxiliary": "proposals",
     "Bootstrap": "proposals",
     "Guided": "proposals",
     "Laplace": "proposals",
@@ -82,6 +83,7 @@ __all__ = [
     "Adam",
     "Adapted",
     "Additive",
+    "Auxiliary",
     "BirthDeath",
     "Bootstrap",
     "ConditionalSMC",
@@ -157,7 +159,7 @@ if TYPE_CHECKING:
     from ppl_toolkit.inference.particle_marginal import PMMH, ParticleMarginal
     from ppl_toolkit.inference.plates import case, masked_plate
     from ppl_toolkit.inference.prior import Prior
-    from ppl_toolkit.inference.proposals import Adapted, Bootstrap, Guided, Laplace
+    from ppl_toolkit.inference.proposals import Adapted, Auxiliary, Bootstrap, Guided, Laplace
     from ppl_toolkit.inference.pseudo_marginal import PseudoMarginal
     from ppl_toolkit.inference.random_walk import RandomWalk
     from ppl_toolkit.inference.reversible_jump import BirthDeath, Switch

@@ -1,8 +1,9 @@
 """How particles are moved, and what they look ahead to.
 
-`Bootstrap` draws from the model. `Guided` takes a program of the user's, `Laplace` a Gaussian found
-from two derivatives of log m_t + log g_t, and `Adapted` all values of finite latents: then the
-proposal is p(x_t | c_{t-1}, y_t) and the look-ahead p(y_t | c_{t-1}), exactly.
+`Bootstrap` draws from the model; `Auxiliary` does, too, but looks ahead. `Guided` takes a program
+of the user's, `Laplace` a Gaussian found from two derivatives of log m_t + log g_t, and `Adapted`
+all values of finite latents: then the proposal is p(x_t | c_{t-1}, y_t) and the look-ahead
+p(y_t | c_{t-1}), exactly.
 
 Sources: Doucet, Godsill and Andrieu (2000), Statistics and Computing 10; Pitt and Shephard (1999),
 JASA 94.
@@ -29,7 +30,7 @@ from ppl_toolkit.positions import start_position
 from ppl_toolkit.program import Program
 from ppl_toolkit.tracing import user_line
 
-__all__ = ["Adapted", "Bootstrap", "Guided", "Laplace", "Proposal", "require_proposal"]
+__all__ = ["Adapted", "Auxiliary", "Bootstrap", "Guided", "Laplace", "Proposal", "require_proposal"]
 
 
 def require_proposal(proposal: Any) -> None:
@@ -40,7 +41,7 @@ def require_proposal(proposal: Any) -> None:
     """
     if not isinstance(proposal, Proposal):
         raise OptionError(
-            "proposal must be Bootstrap(), Guided(...), Laplace() or Adapted(); got "
+            "proposal must be Bootstrap(), Auxiliary(), Guided(...), Laplace() or Adapted(); got "
             f"{proposal!r:.60}."
         )
 
@@ -86,6 +87,42 @@ class Bootstrap(Proposal):
 
     def at(self, series: Series, carry: Any, t: Any, latents: Any) -> Step:
         return series.replay(carry, t, latents)
+
+
+@dataclasses.dataclass(frozen=True)
+class Auxiliary(Bootstrap):
+    """Draws from the model, of ancestors that look likely: the auxiliary particle filter.
+
+    Ancestors are drawn with probabilities ~ W eta, where eta is g_t at the mean of m_t. Where the
+    observations of a step depend on nothing but the carry before it, this looks ahead perfectly.
+    Helps where the observation is more informative than the step is noisy; `Laplace` looks ahead
+    better, at a higher price.
+
+    Args:
+        power: eta is raised to it; below one, weights are bounded more easily.
+
+    Cost: one step of the model more per particle.
+    Source: Pitt and Shephard (1999), JASA 94.
+    """
+
+    power: float = 1.0
+
+    looks_ahead = True
+
+    def __post_init__(self) -> None:
+        if not 0.0 < self.power <= 1.0:
+            raise OptionError(f"power must lie in (0, 1]; got {self.power!r}.")
+
+    def check(self, space: StateSpace, program: Program) -> None:
+        if discrete := [n for n in space.latents if program.sites[n].discrete]:
+            raise MethodError(
+                f"Auxiliary looks ahead at the mean of a step's latents, but {discrete} are "
+                "discrete. Use Adapted() for finite ones, or Bootstrap()."
+            )
+
+    def look_ahead(self, series: Series, carry: Any, t: Any) -> Any:
+        step, _ = series.replay_real(carry, t, series.middle(carry, t))
+        return self.power * step.log_observation
 
 
 @dataclasses.dataclass(frozen=True)

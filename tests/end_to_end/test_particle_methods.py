@@ -13,7 +13,7 @@ from numpyro.contrib.control_flow import scan
 import ppl_toolkit as ppl
 from ppl_toolkit import convergence
 from ppl_toolkit.errors import InferenceWarning, MethodError, OptionError, SiteError
-from ppl_toolkit.inference import PMMH, Adapted, Laplace, ParticleFilter, ParticleGibbs
+from ppl_toolkit.inference import PMMH, Adapted, Bootstrap, Laplace, ParticleFilter, ParticleGibbs
 
 
 def quiet(*args, **kwargs):
@@ -169,6 +169,38 @@ def test_series_that_remember_two_steps_are_replayed():
     mean, cov, _ = gaussian(Y, [0.5, 0.3])
     tree = quiet(two_lags, Y, method=ParticleGibbs(particles=32), draws=1500, warmup=50, seed=1)
     within(tree, "x", mean, np.sqrt(np.diag(cov)))
+
+
+@pytest.mark.parametrize("proposal", [Bootstrap(), Laplace(1)], ids=repr)
+@pytest.mark.parametrize("way", ["mask", "obs_mask"])
+def test_missing_observations_are_passed_over(way, proposal):
+    """Masked in the model's own way; the evidence is that of the others, 16 filters."""
+
+    def with_holes(y, seen):
+        def step(x, inputs):
+            y_t, here = inputs
+            x = numpyro.sample("x", dist.Normal(0.8 * x, 0.5))
+            if way == "mask":
+                with numpyro.handlers.mask(mask=here):
+                    numpyro.sample("y", dist.Normal(x, 0.7), obs=y_t)
+            else:
+                numpyro.sample("y", dist.Normal(x, 0.7), obs=y_t, obs_mask=here)
+            return x, None
+
+        scan(step, 0.0, (y, seen))
+
+    seen = np.arange(20) % 3 != 1
+    root = np.zeros((20, 20))
+    for t in range(20):
+        root[t] = 0.8 * root[t - 1] if t else 0.0
+        root[t, t] += 0.5
+    cov = (root @ root.T + 0.49 * np.eye(20))[np.ix_(seen, seen)]
+    own = Y[seen]
+    exact = -0.5 * (own @ np.linalg.solve(cov, own) + np.linalg.slogdet(2 * np.pi * cov)[1])
+    method = ParticleFilter(300, proposal=proposal)
+    tree = quiet(with_holes, np.where(seen, Y, 99.0), seen, method=method, draws=1, chains=16)
+    ratio = np.exp(tree["sample_stats"]["log_evidence"].values[:, 0] - exact)
+    assert abs(ratio.mean() - 1) < 4.5 * ratio.std(ddof=1) / 4 < 0.6
 
 
 def test_paths_are_not_joined_to_pasts_after_which_they_cannot_be():

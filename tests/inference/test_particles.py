@@ -15,7 +15,7 @@ from ppl_toolkit.diagnostics.transitions import enumerated
 from ppl_toolkit.inference.paris import paris
 from ppl_toolkit.inference.particle_filter import Filter, follow
 from ppl_toolkit.inference.particle_gibbs import Path, sweep
-from ppl_toolkit.inference.proposals import Adapted, Bootstrap, Guided, Laplace
+from ppl_toolkit.inference.proposals import Adapted, Auxiliary, Bootstrap, Guided, Laplace
 from ppl_toolkit.inference.state_space import state_space
 from ppl_toolkit.program import Program
 
@@ -202,6 +202,8 @@ FILTERS = {
     "look-ahead": Filter(32, Guided(guide, ahead)),
     "look-ahead, model": Filter(32, Guided(move, ahead), ess=1.0),
     "laplace": Filter(32, Laplace()),
+    "auxiliary": Filter(32, Auxiliary(), ess=1.0),
+    "auxiliary, in part": Filter(32, Auxiliary(0.5)),
 }  # fmt: skip
 
 
@@ -221,6 +223,26 @@ def test_evidence_is_unbiased(gaussian, name):
 def test_fully_adapted_filters_have_equal_weights(gaussian, proposal):
     options = Filter(16, proposal, ess=1.0)
     _, _, weights = follow(random.key(0), gaussian, options, lambda p, *_: p.log_weights)
+    np.testing.assert_allclose(np.asarray(weights), -np.log(16), atol=1e-12)
+
+
+def test_observations_before_the_move_are_looked_ahead_to_perfectly():
+    """They depend on the carry alone: all weights are equal."""
+
+    def seen_first(y):
+        def step(x, y_t):
+            numpyro.sample("y", dist.Normal(x, 0.7), obs=y_t)
+            return numpyro.sample("x", dist.Normal(0.8 * x, 0.5)), None
+
+        scan(step, numpyro.sample("x_0", dist.Normal(0.0, 1.0)), y)
+
+    program = Program(seen_first, (Y,))
+    with program.context():
+        space = state_space(program)
+        series = space.at(program, {}, program.data)
+        options = Filter(16, Auxiliary(), ess=1.0)
+        _, _, weights = follow(random.key(0), series, options, lambda p, *_: p.log_weights)
+    assert space.ahead
     np.testing.assert_allclose(np.asarray(weights), -np.log(16), atol=1e-12)
 
 
