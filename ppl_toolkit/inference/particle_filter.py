@@ -89,9 +89,9 @@ def looked_ahead(series: Series, carry: Any, t: Any, proposal: Proposal) -> Any:
 
 def ancestors_of(
     key: Any, population: Population, ahead: Any, options: Filter
-) -> tuple[Any, Any, Any]:
-    """Ancestors, the log of their base weights (which sum to one on average), and the ESS."""
-    count = options.particles
+) -> tuple[Any, Any, Any, Any]:
+    """Ancestors, their carries, the log of their base weights (one on average), and the ESS."""
+    count, carry = options.particles, population.particles
     shares = population.log_weights
     if options.proposal.looks_ahead:
         chances, mean = normalised(shares + ahead)
@@ -100,13 +100,13 @@ def ancestors_of(
         mean = jnp.where(jnp.max(shares) > -jnp.inf, -jnp.log(float(count)), -jnp.inf)
     size = size_of_shares(chances)
 
-    def drawn() -> tuple[Any, Any]:
+    def drawn() -> tuple[Any, Any, Any]:
         found = resample(key, chances, options.resampling)
-        return found, mean - ahead[found]
+        return found, take(carry, found), mean - ahead[found]
 
     if options.ess >= 1.0:
         return *drawn(), size
-    stay = (jnp.arange(count, dtype=jnp.int32), shares)
+    stay = (jnp.arange(count, dtype=jnp.int32), carry, shares)
     return *lax.cond(size <= options.ess * count, drawn, lambda: stay), size
 
 
@@ -117,9 +117,9 @@ def advance(
     key_ancestors, key_move = random.split(key)
     carry, proposal = population.particles, options.proposal
     ahead = looked_ahead(series, carry, t, proposal)
-    ancestors, base, size = ancestors_of(key_ancestors, population, ahead, options)
+    ancestors, chosen, base, size = ancestors_of(key_ancestors, population, ahead, options)
     keys = numbered(key_move, options.particles)
-    steps = over(lambda k, c: proposal.draw(k, series, c, t), keys, take(carry, ancestors))
+    steps = over(lambda k, c: proposal.draw(k, series, c, t), keys, chosen)
     moved = Population(steps.carry, base, population.log_evidence)
     return (
         weighed(moved, steps),
