@@ -28,7 +28,10 @@ def model(y, scale=0.7):
 
 
 Y = np.random.default_rng(0).normal(size=30)
-METHOD = ParticleFilter(500, given={"phi": 0.8}, functional=lambda x, new, t: {"all": new["x"]})
+METHOD = ParticleFilter(500, given={"phi": 0.8})
+SUMS = ParticleFilter(
+    500, given={"phi": 0.8}, functional=lambda x, new, t: {"all": new["x"]}, moves=4
+)
 
 
 def kalman(y, phi=0.8, q=0.5, r=0.7):
@@ -42,12 +45,10 @@ def kalman(y, phi=0.8, q=0.5, r=0.7):
 
 
 def test_blocks_are_the_same_as_all_at_once():
-    whole = OnlineFilter(model, Y, method=METHOD).start(seed=3)
-    online = OnlineFilter(model, Y[:10], method=METHOD)
-    state = online.start(seed=3)
-    state = online.update(state, Y[10:13])
-    state = pickle.loads(pickle.dumps(state))
-    for y_t in Y[13:]:
+    whole = OnlineFilter(model, Y, method=SUMS).start(seed=3)
+    online = OnlineFilter(model, Y[:10], method=SUMS)
+    state = pickle.loads(pickle.dumps(online.start(seed=3)))
+    for y_t in Y[10:]:
         state = online.update(state, y_t)
     assert state.time == whole.time == 30
     assert state.log_evidence == pytest.approx(whole.log_evidence, rel=1e-12)
@@ -74,12 +75,14 @@ def test_it_follows_the_kalman_filter():
 def test_further_blocks_of_a_length_compile_nothing():
     online = OnlineFilter(model, Y[:4], method=METHOD)
     state = online.update(online.start(), Y[4])
+    state = online.update(state, Y[5:7])  # another length
     compiled = []
     monitoring.register_event_duration_secs_listener(
         lambda name, *_, **__: compiled.append(name) if "backend_compile" in name else None
     )
-    for y_t in Y[5:10]:
+    for y_t in Y[7:10]:
         state = online.update(state, y_t)
+    assert online.update(state, Y[10:12]).time == 12
     monitoring.clear_event_listeners()
     assert not compiled
 

@@ -380,6 +380,7 @@ def test_the_estimate_is_the_most_likely_one(climbed):
     assert not stats["skipped"].any()
 
 
+@pytest.mark.slow
 def test_standard_errors_are_those_of_the_curvature(climbed):
     """A chain's are uncertain by a fifth of their size after 200 iterations, the mean of six by
     0.08; 0.25 are 3 times that."""

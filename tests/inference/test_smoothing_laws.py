@@ -11,6 +11,7 @@ from numpyro.contrib.control_flow import scan
 from scipy import stats
 
 from ppl_toolkit.errors import MethodError, OptionError
+from ppl_toolkit.executables import evaluate_once
 from ppl_toolkit.inference import ParticleFilter
 from ppl_toolkit.inference.paris import (
     REJECTION,
@@ -195,10 +196,12 @@ def test_replaying_as_many_steps_as_the_carry_remembers_is_enough():
         path = Path({}, {"x": jnp.asarray(simulated(12, 1))})
         found = {}
         for replays in (1, 2, 12):
-            run = jax.jit(jax.vmap(
-                lambda k, r=replays: sweep(k, series, path, Filter(6), replays=r)[0].latents["x"]
-            ))  # fmt: skip
-            found[replays] = np.asarray(run(random.split(random.key(0), 50)))
+
+            def run(key, replays=replays):
+                return sweep(key, series, path, Filter(6), replays=replays)[0].latents["x"]
+
+            keys = random.split(random.key(0), 50)
+            found[replays] = np.asarray(evaluate_once(jax.vmap(run), keys))
     np.testing.assert_array_equal(found[2], found[12])
     assert (found[1] != found[12]).any()
 
