@@ -38,7 +38,7 @@ from measure import Cost, cost_of, machine, show_table
 from numpyro.contrib.control_flow import scan
 
 import ppl_toolkit as ppl
-from ppl_toolkit.inference import PMMH
+from ppl_toolkit.inference import PMMH, OnlineFilter, ParticleFilter
 from ppl_toolkit.inference.paris import expectation, paris
 from ppl_toolkit.inference.particle_filter import Filter, advance, first_population, follow
 from ppl_toolkit.inference.state_space import Series, state_space
@@ -414,6 +414,7 @@ def memory_of(engine: str, steps: int) -> None:
 
     y = observations(steps)
     works = {
+        "our OnlineFilter": lambda: our_online_filter(y),
         "our filter": lambda: our_filter(y, "float64", MEMORY_PARTICLES, 0.5, False),
         "our PaRIS": lambda: our_smoother(y, "float64", "PaRIS, 2 draws", MEMORY_PARTICLES),
         "cuthbert": lambda: cuthbert_filter(y, "float64", MEMORY_PARTICLES, 0.5, False),
@@ -425,10 +426,26 @@ def memory_of(engine: str, steps: int) -> None:
     print(json.dumps([peak() - before, cost.cpu]))
 
 
+def our_online_filter(y: np.ndarray) -> Work:
+    """In blocks of 1000 steps."""
+    method = ParticleFilter(MEMORY_PARTICLES)
+    online = OnlineFilter(volatility, y[:1000], method=method)
+
+    def work(turn: int) -> float:
+        state = online.start(turn)
+        for begin in range(1000, len(y), 1000):
+            state = online.update(state, y[begin : begin + 1000])
+        return state.log_evidence
+
+    online.update(online.start(0), y[1000:2000])  # compiles
+    return work
+
+
 def memory_rows(rounds: int, there: Mapping[str, bool]) -> list[list[Any]]:
     rows = []
     longest = dict(zip(("particles", "our PaRIS", "our filter"), MEMORY_STEPS, strict=True))
     longest["cuthbert"] = longest["our PaRIS"]
+    longest["our OnlineFilter"] = longest["our filter"]
     for engine in [n for n in longest if there.get(n, True)]:
         row: list[Any] = [engine]
         for steps in MEMORY_STEPS:
