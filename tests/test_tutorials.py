@@ -76,6 +76,30 @@ SAYS = {
         r"constant +0% of the draws",
         r"cyclical +[2-7]\d% of the draws",
     ],
+    "stochastic_volatility": [
+        r"504 days; the largest loss was 9\.4% on 15 October 2008",
+        r"rho = -0\.7: log evidence +-\d+\.\d+",
+        r"wild days: +\d+\.\d+ \+- \d\.\d+",
+        r"losses beyond the value at risk: \d+ of 40 days",
+    ],
+    "lynx_hare": [
+        r"21 years; hares from 7\.6 to 77\.4 thousand",
+        r"birth +.* 0\.[56]\d\d \+- 0\.0\d\d ",  # particle Gibbs, in the middle of the table
+        r"PMMH +100 draws a chain: ESS +\d+ \(\S+\) in +\d+\.\d CPU s",
+        r"by the sums of PPG: +6\.[345]\d\d \+- 0\.\d+ years",
+        r"most lynx, of 1921 to 1930: 192[456]",
+        r"process 0\.13, error 0\.1\d: log evidence +-12[0-4]\.\d",
+        r"process 0\.02, error 0\.25: log evidence +-1(2[6-9]|3\d)\.\d",
+    ],
+    "influenza": [
+        r"763 boys; most in bed on day 6: 298",
+        r"NUTS cannot serve this model: sites \['moves'\] are discrete",
+        r"Use ParticleGibbs, whose ancestor sampling replays",
+        r"R0 +[45]\.\d+ +0\.\d+",
+        r"most infections on day 6",
+        r"no cut +log evidence +-6[0-5]\.\d",
+        r"immune 70%: 50 boys or more infected in [2-5]\d% of the epidemics",
+    ],
     "compose": [
         r"moves the latent sites \['centre'",  # a block that was forgotten
         r"- stretch_centre_spread: .*tests agree",

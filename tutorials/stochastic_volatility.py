@@ -87,9 +87,7 @@ KNOWN = {"mu": 0.8, "phi": 0.98, "sigma": 0.2}
 filtered = ppl.infer(
     volatility, y, method=ParticleFilter(PARTICLES, given=KNOWN), draws=DRAWS // 4, progress=False
 )
-figure = plots.series(
-    filtered, "h", time=days, data=np.abs(y), transform=lambda h: np.exp(h / 2)
-)
+figure = plots.series(filtered, "h", time=days, data=np.abs(y), transform=lambda h: np.exp(h / 2))
 figure.axes[0].set(xlabel="", ylabel="sd of a day's return, %", ylim=(0, 8))
 figure
 
