@@ -71,7 +71,7 @@ def series(
                        color="#444444", label="data")  # fmt: skip
         panel.set_ylabel(site if count == 1 else f"{site}[{number}]")
     panels[0].legend(frameon=False, fontsize=8, ncols=3, loc="lower left", bbox_to_anchor=(0, 1))
-    panels[-1].set_xlabel("time")
+    _label_time(panels[-1], x)
     return figure
 
 
@@ -107,7 +107,7 @@ def filtering(tree: xarray.DataTree, *, time: Any = None) -> Figure:
         if limits:
             panel.set_ylim(*limits)
     panels[1].set_yscale("log")
-    panels[-1].set_xlabel("time")
+    _label_time(panels[-1], x)
     return figure
 
 
@@ -132,7 +132,8 @@ def renewal(tree: xarray.DataTree, site: str, *, time: Any = None) -> Figure:
     figure, (panel,) = _panels(1, 2.2)
     for row in share:
         panel.plot(x, row, lw=1.0, alpha=0.8, color=_SMOOTHED)
-    panel.set(ylim=(0, 1.02), xlabel="time", ylabel="share renewed")
+    panel.set(ylim=(0, 1.02), ylabel="share renewed")
+    _label_time(panel, x)
     return figure
 
 
@@ -145,6 +146,15 @@ def _panels(count: int, height: float) -> tuple[Any, Any]:
         panel.spines[["top", "right"]].set_visible(False)
         panel.margins(x=0.01)
     return figure, panels
+
+
+def _label_time(panel: Any, time: Any) -> None:
+    """Whole numbers stay whole on the axis of time."""
+    from matplotlib.ticker import MaxNLocator
+
+    panel.set_xlabel("time")
+    if np.issubdtype(time.dtype, np.integer):
+        panel.xaxis.set_major_locator(MaxNLocator(integer=True))
 
 
 def _times(time: Any, length: int) -> Any:

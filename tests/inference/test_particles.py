@@ -123,6 +123,49 @@ def test_the_bias_of_particle_gibbs_decays_as_published(conditional):
     np.testing.assert_allclose(biases, wanted, atol=5e-6)
 
 
+@pytest.mark.parametrize(
+    ("particles", "second", "bias", "bound"),
+    [(2, 0.7069, -1.13336, 0.8167), (3, 0.5320, -0.82457, 0.6901)],
+)
+def test_a_series_of_one_step_is_iterated_importance_resampling(particles, second, bias, bound):
+    """Three points: the spectrum of the kernel, and the bias of the first sweep from the prior."""
+    law, w, h = np.array([0.5, 0.3, 0.2]), np.array([0.4, 1.0, 3.0]), np.array([0.0, 1.0, 5.0])
+
+    def points(law, log_w):
+        def step(carry, _):
+            z = numpyro.sample("z", dist.Categorical(law))
+            numpyro.factor("w", log_w[z])
+            return z, None
+
+        scan(step, 0, None, length=1)
+
+    def value(carry, latents, t):
+        return jnp.asarray(h)[latents["z"]]
+
+    program = Program(points, (law, np.log(w)))
+    matrix, means = np.zeros((3, 3)), np.zeros(3)
+    with program.context():
+        series = state_space(program).at(program, {}, program.data)
+        options = Filter(particles, resampling="multinomial", ess=1.0)
+        for z in range(3):
+            path = Path({}, {"z": jnp.array([z], jnp.int32)})
+
+            def run(key, path=path):
+                return sweep(key, series, path, options, value, nothing, draws=None)
+
+            found = enumerated(run)
+            new, estimate = found.values
+            np.add.at(matrix[z], new.latents["z"][:, 0], found.probabilities)
+            means[z] = found.probabilities @ estimate
+    target = law * w / (law @ w)
+    np.testing.assert_allclose(target @ matrix, target, rtol=1e-14)
+    np.testing.assert_allclose(target @ means, target @ h, rtol=1e-14)
+    values = np.sort(np.linalg.eigvals(matrix).real)[::-1]
+    np.testing.assert_allclose(values[1], second, atol=5e-5)
+    assert values[1] < bound
+    np.testing.assert_allclose(law @ means - target @ h, bias, atol=5e-6)
+
+
 # -- linear and Gaussian -------------------------------------------------------------------------
 
 
