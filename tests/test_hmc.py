@@ -120,7 +120,7 @@ def turns_by_definition(points, metric):
     ("density", "kind"),
     [
         (gaussian, "dense"),
-        (quartic, "diagonal"),
+        pytest.param(quartic, "diagonal", marks=pytest.mark.slow),
         pytest.param(gaussian, "diagonal", marks=pytest.mark.slow),
         pytest.param(quartic, "dense", marks=pytest.mark.slow),
     ],

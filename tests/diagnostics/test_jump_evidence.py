@@ -235,11 +235,13 @@ def curves():
     return {kind: run(curve, *CURVE, kernel=repeat(k, 10)) for kind, k in moves.items()}
 
 
+@pytest.mark.slow
 def test_cases(curves):
     assert check(curves[Switch], curve, *CURVE).ok
     assert check(curves[Eager], curve, *CURVE).failed
 
 
+@pytest.mark.slow
 def test_a_site_that_the_user_names():
     """No context says what depends on it: an indicator in the arithmetic of the model."""
 

@@ -191,6 +191,7 @@ def test_the_guilty_part_is_named(no_trial):
     assert "What fails by itself: stretch." in str(found)
 
 
+@pytest.mark.slow
 def test_mistakes_add_up_over_the_turns_of_geweke(no_trial):
     """A weak mistake (a drift of a fiftieth): three steps show less of it than twelve."""
     drifting = involutive(drift, slide, log_det=without_density_of_drift, name="drifting")

@@ -154,8 +154,11 @@ def backwards(y):
 
 @pytest.mark.parametrize(
     "method",
-    [ParticleFilter(2000, {"unused": 0.0}), ParticleGibbs(particles=32), PMMH(particles=64)],
-    ids=["filter", "gibbs", "marginal"],
+    [
+        pytest.param(ParticleFilter(2000, {"unused": 0.0}), marks=pytest.mark.slow, id="filter"),
+        pytest.param(ParticleGibbs(particles=32), id="gibbs"),
+        pytest.param(PMMH(particles=64), marks=pytest.mark.slow, id="marginal"),
+    ],
 )
 def test_scans_that_run_backwards(method):
     mean, cov, _ = gaussian(Y[::-1], [0.8])

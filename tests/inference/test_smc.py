@@ -639,7 +639,7 @@ def flat_location_and_scale(y):
     numpyro.sample("y", dist.Normal(mu, s), obs=y)
 
 
-@pytest.mark.parametrize("scale", [10.0, 30.0])
+@pytest.mark.parametrize("scale", [10.0, pytest.param(30.0, marks=pytest.mark.slow)])
 def test_flat_priors_begin_at_a_reference_law(scale):
     """The integral of the likelihood over location and scale is known:
 
