@@ -83,7 +83,6 @@ def test_further_blocks_of_a_length_compile_nothing():
     for y_t in Y[7:10]:
         state = online.update(state, y_t)
     assert online.update(state, Y[10:12]).time == 12
-    monitoring.clear_event_listeners()
     assert not compiled
 
 
