@@ -155,7 +155,8 @@ panels[0].legend(frameon=False, fontsize=8)
 # %% [markdown]
 # The two agree, and both warn that they mix slowly: given a whole path, `sigma` is known so well
 # that it can only creep, whichever sampler moves it. More draws mend that, or a method that moves
-# the parameters without a path: `PMMH` and `SMC2`, see *Lynx and hares* and *An influenza epidemic*.
+# the parameters without a path: `PMMH` and `SMC2`, see *Lynx and hares* and
+# *An influenza epidemic*.
 #
 # Does every part of the path move? Near the jumps of volatility few particles fit, but even there a
 # good share of the sweeps brings a new path.
