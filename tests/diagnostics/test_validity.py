@@ -171,6 +171,7 @@ def no_trial(monkeypatch):
     monkeypatch.setattr(rehearsal, "judge", lambda trials: None)
 
 
+@pytest.mark.slow
 def test_a_right_composition_passes_with_all_its_parts():
     kernel = cycle([block(NUTS(), ["w", "mu"]), block(Gibbs(), "z")])
     found = ppl.check(mixed, np.zeros(6), method=kernel)
@@ -209,6 +210,7 @@ def test_geweke_needs_a_kernel_and_real_numbers():
     assert ppl.check(location_scale, Y, method=random_walk(0.5), geweke=False).geweke is None
 
 
+@pytest.mark.slow
 def test_populations_are_calibrated_and_their_evidence_compared(tmp_path):
     y = np.array([0.3, 1.0, 2.0])
     found = ppl.check(dice, y, method=SMC(particles=64), progress=False)

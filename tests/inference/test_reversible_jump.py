@@ -268,6 +268,7 @@ class TestFinitePrograms:
         np.add.at(found, (states["k"], states["parent"]), joint)
         np.testing.assert_allclose(found, wanted, rtol=1e-14)
 
+    @pytest.mark.slow
     def test_switching(self):
         program = Program(two_models, (np.array(0.4),))
         states = all_states(
@@ -636,7 +637,13 @@ class TestVariableSelection:
         found = [p[np.arange(1024) >> i & 1 == 1].sum() for i in range(10)]
         np.testing.assert_allclose(found, INCLUSION, atol=1e-4)
 
-    @pytest.mark.parametrize("kernel", [Gibbs(), repeat(LocallyBalanced(), 3)], ids=["Gibbs", "LB"])
+    @pytest.mark.parametrize(
+        "kernel",
+        [
+            pytest.param(Gibbs(), id="Gibbs"),
+            pytest.param(repeat(LocallyBalanced(), 3), id="LB", marks=pytest.mark.slow),
+        ],
+    )
     def test_inclusion_probabilities(self, kernel):
         found = quiet(selection, correlations(), method=MCMC(kernel, warmup=200), draws=10_000)
         share = found["posterior"]["there"].values.mean(axis=(0, 1))

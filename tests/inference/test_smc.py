@@ -184,6 +184,9 @@ FINITE = {
 }
 
 
+QUICK = ("sprinkler, tempering", "sprinkler, batches", "hmm, tempering")
+
+
 def finite_run(name):
     make, exact, options = FINITE[name]
     with jax.enable_x64(True):
@@ -198,7 +201,10 @@ def finite_run(name):
     return found, (float(prior @ like), float((prior * like) @ values)), exact
 
 
-@pytest.mark.parametrize("name", FINITE)
+@pytest.mark.parametrize(
+    "name",
+    [n if n in QUICK else pytest.param(n, marks=pytest.mark.slow) for n in FINITE],
+)
 def test_properly_weighted_exactly(name):
     """E[Z] and E[Z mean(h)] over all histories of two particles, to 1e-14; nothing is sampled."""
     found, truth, exact = finite_run(name)
@@ -340,6 +346,7 @@ def mixed(y):
         numpyro.sample("y", dist.Normal(2.0 * z, 1.0), obs=y)
 
 
+@pytest.mark.slow
 def test_discrete_and_continuous_sites():
     """Against a sum over the configurations and a grid of w."""
     y = np.array([-0.3, 1.8, 2.5, 0.9, 0.2])

@@ -248,6 +248,7 @@ def test_kernels_that_cannot_serve():
         infer(coins, Y, method=SMC(kernel=GibbsWithGradients()))
 
 
+@pytest.mark.slow
 def test_mcmc_given_the_number():
     """The same conditioned model under a chain: the coefficients of a line, by algebra."""
     tree = infer(given(nested, k=2), polynomial_data(), method=MCMC(NUTS()), draws=1000)
