@@ -430,6 +430,12 @@ class TestDrawing:
 RNG = np.random.default_rng(7)
 
 
+@pytest.fixture(autouse=True)
+def own_draws():
+    """Every test has the same draws, whatever ran before it."""
+    RNG.bit_generator.state = np.random.default_rng(7).bit_generator.state
+
+
 def with_nan():
     x = RNG.normal(size=(4, 200, 3))
     x[1, 5, 1] = np.nan

@@ -25,6 +25,14 @@ from ppl_toolkit.diagnostics.structure import model_sites, model_source
 from ppl_toolkit.program import Program
 
 RNG = np.random.default_rng(11)
+
+
+@pytest.fixture(autouse=True)
+def own_draws():
+    """Every test has the same draws, whatever ran before it."""
+    RNG.bit_generator.state = np.random.default_rng(11).bit_generator.state
+
+
 S = (4, 200)
 
 
