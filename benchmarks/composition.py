@@ -10,7 +10,7 @@ with nothing kept on disk.
 import argparse
 import os
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from statistics import median
 from typing import Any
 
@@ -22,7 +22,7 @@ import reversible_jump
 import smc
 from coal import EXACT
 from examples import EXAMPLES
-from measure import Cost, cost_of, machine, show_table
+from measure import Work, cost_of, in_turns, machine, show_table
 from numpyro.infer import MCMC, NUTS
 
 import ppl_toolkit as ppl
@@ -31,20 +31,6 @@ CHAINS = 4
 JUMP_DRAWS = 2000
 PARTICLES, RUNS = 1024, 8
 DATA_SETS, SEPARATE = 500, 20  # NumPyro runs on so many of them
-
-Work = Callable[[int], Any]  # of a round
-
-
-def in_turns(rounds: int, works: Mapping[str, Work]) -> tuple[dict[str, list[Cost]], dict]:
-    """What each piece of work cost, and gave, in every round."""
-    costs: dict[str, list[Cost]] = {name: [] for name in works}
-    given: dict[str, list] = {name: [] for name in works}
-    for turn in range(1, rounds + 1):
-        for name, work in works.items():
-            cost, result = cost_of(lambda work=work, turn=turn: work(turn))
-            costs[name].append(cost)
-            given[name].append(result)
-    return costs, given
 
 
 def ratio(ours: list[float], theirs: list[float]) -> float:

@@ -11,7 +11,7 @@ import importlib.metadata
 import os
 import platform
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -126,3 +126,18 @@ def _cell(value: Any) -> str:
     if isinstance(value, float):
         return f"{value:.0f}" if abs(value) >= 100 else f"{value:.3g}"
     return str(value)
+
+
+Work = Callable[[int], Any]  # of a round, which seeds it
+
+
+def in_turns(rounds: int, works: Mapping[str, Work]) -> tuple[dict[str, list[Cost]], dict]:
+    """What each piece of work cost, and gave, in every round."""
+    costs: dict[str, list[Cost]] = {name: [] for name in works}
+    given: dict[str, list] = {name: [] for name in works}
+    for turn in range(1, rounds + 1):
+        for name, work in works.items():
+            cost, result = cost_of(lambda work=work, turn=turn: work(turn))
+            costs[name].append(cost)
+            given[name].append(result)
+    return costs, given

@@ -34,7 +34,7 @@ import numpy as np
 import numpyro
 import numpyro.distributions as dist
 from jax import random
-from measure import Cost, cost_of, machine, show_table
+from measure import Cost, Work, cost_of, in_turns, machine, show_table
 from numpyro.contrib.control_flow import scan
 
 import ppl_toolkit as ppl
@@ -57,8 +57,6 @@ INSTALL = {
     "particles": "pip install -e '.[bench,particles]' && pip install --no-deps particles==0.4",
 }
 
-Work = Callable[[int], Any]  # of a round, which seeds it
-
 
 def peer(name: str) -> Any:
     """A module of a peer, None if it is not installed. This file has the name of one of them."""
@@ -70,18 +68,6 @@ def peer(name: str) -> Any:
         return None
     finally:
         sys.path[:] = path
-
-
-def in_turns(rounds: int, works: Mapping[str, Work]) -> tuple[dict[str, list[Cost]], dict]:
-    """What each piece of work cost, and gave, in every round."""
-    costs: dict[str, list[Cost]] = {name: [] for name in works}
-    given: dict[str, list] = {name: [] for name in works}
-    for turn in range(1, rounds + 1):
-        for name, work in works.items():
-            cost, result = cost_of(lambda work=work, turn=turn: work(turn))
-            costs[name].append(cost)
-            given[name].append(result)
-    return costs, given
 
 
 def ratios(theirs: list[Cost] | None, ours: list[Cost], scale: float = 1.0) -> list[float | None]:

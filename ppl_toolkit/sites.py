@@ -235,7 +235,7 @@ def finite_support(fn: Any) -> Any:
         return None
     try:
         levels = fn.enumerate_support(expand=False)
-    except (NotImplementedError, AttributeError, TypeError, ValueError):
+    except (NotImplementedError, AttributeError, TypeError, ValueError):  # infinite, or unknown
         return None
     return jnp.reshape(levels, (levels.shape[0], -1))[:, 0]
 

@@ -13,9 +13,9 @@
 # %% [markdown]
 # # An influenza epidemic in a school: discrete latents
 #
-# In January 1978 one boy came back ill to an English boarding school. Two weeks later more than two
-# thirds of the 763 boys had been in bed with influenza. How many did one boy infect, and for how
-# long? Did it help to keep the ill in bed?
+# In January 1978 influenza came to an English boarding school with 763 boys. Five days after the
+# first three were in bed, 298 were. How many did one boy infect, and for how long? Did it help to
+# keep the ill in bed?
 #
 # Boys are whole numbers. Who was infected on which day is not known: 28 latent integers, far too
 # many values to sum over, and without gradients. Particles do not mind.
@@ -169,9 +169,9 @@ print(
 print(f"infected within 14 days: {total.mean():.0f} +- {total.std():.0f} of {BOYS} boys")
 
 # %% [markdown]
-# The report says that 512 boys, two thirds, were away from class for three to seven days. The model
-# is not told so, and has nearly everybody infected, for two days. It knows no boys who are immune,
-# and none who are ill without going to bed. A model is not true because it fits one series.
+# The model has nearly everybody infected, for two days. It knows no boys who are immune, and none
+# who are ill without going to bed: with such boys, fewer would have been infected, for longer. A
+# model is not true because it fits one series.
 #
 # ## Did it help to keep them in bed?
 #

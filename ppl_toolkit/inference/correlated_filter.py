@@ -121,7 +121,7 @@ def _has_quantiles(fn: Any) -> bool:
     """Whether ``icdf`` can be computed here: some need packages that may be missing."""
     try:
         jax.eval_shape(fn.icdf, jax.ShapeDtypeStruct(fn.shape(), jnp.result_type(float)))
-    except (NotImplementedError, ImportError):
+    except (NotImplementedError, ImportError):  # NumPyro has none, or asks for another package
         return False
     return True
 

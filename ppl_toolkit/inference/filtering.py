@@ -25,13 +25,14 @@ from ppl_toolkit.inference.particle_filter import (
     History,
     advance,
     first_population,
+    require_particles,
     take,
 )
 from ppl_toolkit.inference.population import Population, effective_size, relative_variance
 from ppl_toolkit.inference.proposals import Bootstrap, Proposal, require_proposal
 from ppl_toolkit.inference.randomness import scanned
 from ppl_toolkit.inference.resampling import scheme_named
-from ppl_toolkit.inference.state_space import StateSpace, state_space
+from ppl_toolkit.inference.state_space import Series, StateSpace, state_space
 from ppl_toolkit.program import Program
 from ppl_toolkit.starts import positions_of
 
@@ -77,8 +78,26 @@ class Filtered(NamedTuple):
     started: Any
 
 
+class Moved(NamedTuple):
+    """A filter after one more step.
+
+    Attributes:
+        population: of carries.
+        history: of the step.
+        ess: before the step's resampling.
+        sums: of the functional, given each particle, arrays (N, ...) by name.
+        summaries: of the step's latents.
+    """
+
+    population: Population
+    history: History
+    ess: Any
+    sums: dict[str, Any]
+    summaries: dict[str, dict[str, Any]]
+
+
 @dataclasses.dataclass(frozen=True)
-class _Run:
+class Run:
     """(key, static values) -> `Filtered`: a function of a program."""
 
     space: StateSpace
@@ -98,25 +117,22 @@ class _Run:
 
         count = self.options.particles
         first, initial = first_population(random.fold_in(key, 0), series, count)
-        functional = self.functional
-        sums = {} if functional is None else functional.first(series, initial, count)
+        sums = self.first_sums(series, initial)
 
         def step(state: tuple[Population, Any], t: Any) -> tuple[tuple[Population, Any], Any]:
-            population, sums = state
-            key_step, key_sums = random.split(random.fold_in(key, t + 1))
-            new, history, size = advance(key_step, series, population, t, self.options)
-            if functional is not None:
-                sums = advance_sums(
-                    key_sums, series, history, t, sums, functional.increment, self.ancestors,
-                    self.moves,
-                )  # fmt: skip
-            shares = jnp.exp(new.log_weights)
-            own = {name: summary(shares, x) for name, x in history.latents.items()}
-            return (new, sums), (history, own, size, new.log_evidence, expectation(new, sums))
+            new = self.moved(random.fold_in(key, t + 1), series, *state, t)
+            kept = (
+                new.history,
+                new.summaries,
+                new.ess,
+                new.population.log_evidence,
+                expectation(new.population, new.sums),
+            )
+            return (new.population, new.sums), kept
 
         (last, _), kept = scanned(step, (first, sums), series.length)
-        history, summaries, size, evidence, smoothed = kept
-        drawn = size <= self.options.ess * count if self.options.ess < 1.0 else size <= count
+        history, laws, size, evidence, smoothed = kept
+        drawn = self.options.due(size)
         eves, _ = jax.lax.scan(
             lambda eves, a: (eves[a], None), jnp.arange(count), history.ancestors
         )
@@ -127,13 +143,36 @@ class _Run:
             last.log_weights,
             last.log_evidence,
             relative_variance(last.log_weights, eves, jnp.sum(drawn)),
-            summaries,
+            laws,
             size,
             evidence - before,
             _lineages(history.ancestors),
             smoothed,
             jnp.isfinite(last.log_evidence) & (effective_size(last.log_weights) > 0),
         )
+
+    def moved(self, key: Any, series: Series, population: Population, sums: Any, t: Any) -> Moved:
+        """One step of the filter, with its sums."""
+        key_step, key_sums = random.split(key)
+        new, history, size = advance(key_step, series, population, t, self.options)
+        if self.functional is not None:
+            sums = advance_sums(
+                key_sums, series, history, t, sums, self.functional.increment, self.ancestors,
+                self.moves,
+            )  # fmt: skip
+        return Moved(new, history, size, sums, summaries(new, history.latents))
+
+    def first_sums(self, series: Series, initial: Any) -> dict[str, Any]:
+        """The sums before the first step; none without a functional."""
+        if self.functional is None:
+            return {}
+        return self.functional.first(series, initial, self.options.particles)
+
+
+def summaries(population: Population, latents: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """`summary` of every latent of a step, by name."""
+    shares = jnp.exp(population.log_weights)
+    return {name: summary(shares, x) for name, x in latents.items()}
 
 
 def summary(shares: Any, x: Any) -> dict[str, Any]:
@@ -181,7 +220,7 @@ class _Complete:
 class _Path:
     """(key, static values, `Filtered`) -> a path of the latents: a function of a program."""
 
-    run: _Run
+    run: Run
     moves: int | str
 
     def example(self, program: Program) -> Any:
@@ -253,9 +292,7 @@ class ParticleFilter:
     )
 
     def __post_init__(self) -> None:
-        count = self.particles
-        if isinstance(count, bool) or not isinstance(count, int | np.integer) or count < 2:
-            raise OptionError(f"particles must be an integer >= 2; got {count!r}.")
+        require_particles(self.particles)
         require_moves("moves", self.moves)
         if not 0.0 < self.ess <= 1.0:
             raise OptionError(f"ess must lie in (0, 1]; got {self.ess!r}.")
@@ -294,26 +331,26 @@ class ParticleFilter:
         return Filter(self.particles, self.proposal, self.resampling, self.ess)
 
     @property
-    def _run(self) -> _Run:
+    def run(self) -> Run:
         assert self.space is not None
-        return _Run(self.space, self.options, self.functional, self.ancestors, self.moves)
+        return Run(self.space, self.options, self.functional, self.ancestors, self.moves)
 
     @property
     def _path(self) -> _Path:
-        return _Path(self._run, self.moves)
+        return _Path(self.run, self.moves)
 
     @property
     def needs(self) -> tuple[Any, ...]:
-        return (self._run, self._path, _Complete())
+        return (self.run, self._path, _Complete())
 
     def statics(self) -> tuple:
-        return (self._run, self.moves)
+        return (self.run, self.moves)
 
     def settings(self, program: Program, warmup: int) -> Settings:
         return Settings({n: np.asarray(x, program.sites[n].dtype) for n, x in self.given.items()})
 
     def init(self, key: Any, start: Any, target: Any, settings: Settings) -> Filtered:
-        return target.functions[self._run]((key, settings.given))
+        return target.functions[self.run]((key, settings.given))
 
     def refresh(self, state: Filtered, target: Any, settings: Settings) -> Filtered:
         return state

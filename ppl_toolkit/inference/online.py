@@ -13,9 +13,9 @@ from jax import random
 from ppl_toolkit.arguments import Arguments
 from ppl_toolkit.errors import DataError, MethodError, PPLError
 from ppl_toolkit.executables import evaluate_once, kept
-from ppl_toolkit.inference.filtering import ParticleFilter, summary
-from ppl_toolkit.inference.paris import advance_sums, expectation
-from ppl_toolkit.inference.particle_filter import advance, first_population
+from ppl_toolkit.inference.filtering import ParticleFilter, summaries
+from ppl_toolkit.inference.paris import expectation
+from ppl_toolkit.inference.particle_filter import first_population
 from ppl_toolkit.inference.population import Population, relative_variance
 from ppl_toolkit.inference.randomness import over
 from ppl_toolkit.inference.state_space import Series, state_space
@@ -173,11 +173,10 @@ class OnlineFilter:
         series, method = self._at(program, given, data), self.method
         key = random.fold_in(random.wrap_key_data(words), 0)
         first, initial = first_population(key, series, method.particles)
-        functional = method.functional
-        sums = {} if functional is None else functional.first(series, initial, method.particles)
+        sums = method.run.first_sums(series, initial)
         zero = jnp.zeros((), jnp.int32)
         like = jax.eval_shape(
-            lambda: _summaries(first, over(lambda k, c: series.step(k, c, 0).latents,
+            lambda: summaries(first, over(lambda k, c: series.step(k, c, 0).latents,
                                            random.split(key, method.particles), first.particles))
         )  # fmt: skip
         state = OnlineState(
@@ -193,27 +192,18 @@ class OnlineFilter:
 
     def _moved(self, series: Series, state: OnlineState) -> OnlineState:
         """After all steps of a series."""
-        method, options = self.method, self.method.options
-        functional = method.functional
-        root = random.wrap_key_data(state.words)
+        run, root = self.method.run, random.wrap_key_data(state.words)
 
-        def step(t: Any, state: OnlineState) -> OnlineState:
-            key_step, key_sums = random.split(random.fold_in(root, state.time + 1))
-            new, history, size = advance(key_step, series, state.population, t, options)
-            sums = state.sums
-            if functional is not None:
-                sums = advance_sums(
-                    key_sums, series, history, t, sums, functional.increment, method.ancestors,
-                    method.moves,
-                )  # fmt: skip
-            drawn = size <= options.ess * options.particles if options.ess < 1.0 else True
-            count = state.resamplings + jnp.asarray(drawn, jnp.int32)
-            eves = state.eves[history.ancestors]
-            variance = relative_variance(new.log_weights, eves, count)
+        def step(t: Any, old: OnlineState) -> OnlineState:
+            key = random.fold_in(root, old.time + 1)
+            new = run.moved(key, series, old.population, old.sums, t)
+            count = old.resamplings + run.options.due(new.ess).astype(jnp.int32)
+            eves = old.eves[new.history.ancestors]
+            variance = relative_variance(new.population.log_weights, eves, count)
             return OnlineState(
-                state.time + 1, new, _summaries(new, history.latents), size,
-                expectation(new, sums), jnp.sqrt(jnp.maximum(variance, 0.0)), sums, eves, count,
-                state.words,
+                old.time + 1, new.population, new.summaries, new.ess,
+                expectation(new.population, new.sums), jnp.sqrt(jnp.maximum(variance, 0.0)),
+                new.sums, eves, count, old.words,
             )  # fmt: skip
 
         return jax.lax.fori_loop(0, series.length, step, state)
@@ -223,11 +213,6 @@ class OnlineFilter:
         if not np.isfinite(state.population.log_evidence):
             raise DataError(f"by step {int(state.time)} {ParticleFilter.failure}")
         return state
-
-
-def _summaries(population: Population, latents: Any) -> dict[str, dict[str, Any]]:
-    shares = jnp.exp(population.log_weights)
-    return {name: summary(shares, x) for name, x in latents.items()}
 
 
 def _of_block(program: Program, arrays: Sequence[Any]) -> Program:

@@ -20,15 +20,17 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax, random
 
+from ppl_toolkit.errors import OptionError
 from ppl_toolkit.inference.population import Population, normalised, size_of_shares
 from ppl_toolkit.inference.proposals import Bootstrap, Proposal
 from ppl_toolkit.inference.randomness import numbered, over, scanned
 from ppl_toolkit.inference.resampling import resample
 from ppl_toolkit.inference.state_space import Series, Step
 
-__all__ = ["Filter", "History", "first_population", "follow", "take"]
+__all__ = ["Filter", "History", "first_population", "follow", "require_particles", "take"]
 
 
 class History(NamedTuple):
@@ -63,6 +65,22 @@ class Filter:
     proposal: Proposal = dataclasses.field(default_factory=Bootstrap)
     resampling: str = "systematic"
     ess: float = 0.5
+
+    def due(self, size: Any) -> Any:
+        """Whether particles with this effective sample size are resampled."""
+        if self.ess >= 1.0:
+            return jnp.ones(jnp.shape(size), bool)
+        return size <= self.ess * self.particles
+
+
+def require_particles(count: Any) -> None:
+    """Refuse what is no number of particles.
+
+    Raises:
+        OptionError: it is no integer of two or more.
+    """
+    if isinstance(count, bool) or not isinstance(count, int | np.integer) or count < 2:
+        raise OptionError(f"particles must be an integer >= 2; got {count!r}.")
 
 
 def take(tree: Any, index: Any) -> Any:
@@ -107,7 +125,7 @@ def ancestors_of(
     if options.ess >= 1.0:
         return *drawn(), size
     stay = (jnp.arange(count, dtype=jnp.int32), carry, shares)
-    return *lax.cond(size <= options.ess * count, drawn, lambda: stay), size
+    return *lax.cond(options.due(size), drawn, lambda: stay), size
 
 
 def advance(

@@ -12,10 +12,12 @@ Sources: Andrieu, Doucet and Holenstein (2010), JRSS B 72; Lindsten, Jordan and 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import random
 from jax.scipy.special import logsumexp
 
@@ -39,7 +41,20 @@ from ppl_toolkit.inference.randomness import categorical, over, scanned
 from ppl_toolkit.inference.resampling import resample
 from ppl_toolkit.inference.state_space import Series, Step
 
-__all__ = ["Path", "conditional_step", "start_at_path", "sweep"]
+__all__ = ["Path", "conditional_step", "renewed", "start_at_path", "sweep", "usual_particles"]
+
+
+def usual_particles(length: int) -> int:
+    """N of conditional sweeps over T steps, if it is not given: T / 2, within 16 and 256."""
+    return int(np.clip(length // 2, 16, 256))
+
+
+def renewed(old: Mapping[str, Any], new: Mapping[str, Any]) -> Any:
+    """The share of times at which a path is a new one; latents are arrays (T, ...) by name."""
+    if not new:
+        return jnp.ones(())
+    same = [jnp.reshape(x == old[n], (x.shape[0], -1)).all(axis=1) for n, x in new.items()]
+    return 1.0 - jnp.mean(jnp.stack(same).all(axis=0))
 
 
 class Path(NamedTuple):

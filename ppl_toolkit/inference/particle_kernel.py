@@ -11,8 +11,6 @@ from collections.abc import Sequence
 from typing import Any, ClassVar
 
 import jax
-import jax.numpy as jnp
-import numpy as np
 from jax import random
 
 from ppl_toolkit import positions
@@ -37,8 +35,8 @@ from ppl_toolkit.inference.kernel import (
     cycle,
 )
 from ppl_toolkit.inference.mcmc import MCMC
-from ppl_toolkit.inference.particle_filter import Filter
-from ppl_toolkit.inference.particle_gibbs import Path, sweep
+from ppl_toolkit.inference.particle_filter import Filter, require_particles
+from ppl_toolkit.inference.particle_gibbs import Path, renewed, sweep, usual_particles
 from ppl_toolkit.inference.proposals import Bootstrap, Proposal, require_proposal
 from ppl_toolkit.inference.state_space import StateSpace, state_space
 from ppl_toolkit.inference.target import Space, Target
@@ -48,8 +46,6 @@ from ppl_toolkit.program import Program
 __all__ = ["PPG", "SMOOTHED", "ConditionalSMC", "ParticleGibbs"]
 
 SMOOTHED = "smoothed."  # the statistics that are sums of functionals
-
-_LEAST, _MOST = 16, 256  # particles, if they are not given
 
 
 def _moved(
@@ -138,11 +134,8 @@ class ConditionalSMC(Spec):
     tempers: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
-        count = self.particles
-        if count is not None and (
-            isinstance(count, bool) or not isinstance(count, int | np.integer) or count < 2
-        ):
-            raise OptionError(f"particles must be an integer >= 2; got {count!r}.")
+        if self.particles is not None:
+            require_particles(self.particles)
         require_proposal(self.proposal)
         if self.functional is not None:
             object.__setattr__(self, "functional", as_additive(self.functional))
@@ -179,8 +172,7 @@ class ConditionalSMC(Spec):
     @property
     def _options(self) -> Filter:
         assert self.space is not None
-        count = self.particles or int(np.clip(self.space.length // 2, _LEAST, _MOST))
-        return Filter(count, self.proposal)
+        return Filter(self.particles or usual_particles(self.space.length), self.proposal)
 
     @property
     def _begun(self) -> Begun:
@@ -191,10 +183,13 @@ class ConditionalSMC(Spec):
     def _sweep(self) -> _Sweep:
         space = self.space
         assert space is not None
-        memory = space.length if space.memory is None else space.memory
-        replays = memory if memory > 1 else 0
         return _Sweep(
-            space, self._options, replays, self.functional, self.ancestors, self.ancestor_moves
+            space,
+            self._options,
+            space.replays,
+            self.functional,
+            self.ancestors,
+            self.ancestor_moves,
         )
 
     def beginning(self, target: Target, position: Position, key: Any) -> Position:
@@ -211,12 +206,9 @@ class ConditionalSMC(Spec):
         def step(key: Any, state: Placed) -> tuple[Placed, Info]:
             old = state.position
             new, sums = target.call(self._sweep, old, key)
-            same = [
-                jnp.reshape(new[name] == old[name], (new[name].shape[0], -1)).all(axis=1)
-                for name in self.space.latents  # type: ignore[union-attr]
-            ]
-            renewed = 1.0 - jnp.mean(jnp.stack(same).all(axis=0))
-            info = {"renewed": renewed, **{f"{SMOOTHED}{n}": x for n, x in sums.items()}}
+            names = self.space.latents  # type: ignore[union-attr]
+            share = renewed({n: old[n] for n in names}, {n: new[n] for n in names})
+            info = {"renewed": share, **{f"{SMOOTHED}{n}": x for n, x in sums.items()}}
             return Placed({**old, **new}, ()), info
 
         return Kernel(init, step, lambda state, position: init(position, None))

@@ -20,7 +20,7 @@ import numpy as np
 from jax import random
 
 from ppl_toolkit import positions
-from ppl_toolkit.errors import MethodError, OptionError
+from ppl_toolkit.errors import OptionError
 from ppl_toolkit.inference.begun import Begun
 from ppl_toolkit.inference.correlated_filter import CorrelatedEstimate, correlated
 from ppl_toolkit.inference.inner_filter import drawn_path
@@ -148,15 +148,7 @@ class ParticleMarginal(Spec):
         """
         space = state_space(program)
         self.proposal.check(space, program)
-        if not space.static:
-            raise MethodError(
-                f"{space.name} has no parameters outside its scan; use ParticleFilter."
-            )
-        if discrete := [n for n in space.static if program.sites[n].discrete]:
-            raise MethodError(
-                f"the random walk moves real parameters, but {discrete} are discrete. Use "
-                "ParticleGibbs with a kernel for them, such as Gibbs()."
-            )
+        space.require_real_parameters(program, "the random walk moves real numbers")
         count = self._count(program, space)
         if self.correlation:
             estimate: Any = CorrelatedEstimate.of(program, space, count)

@@ -29,11 +29,11 @@ from numpyro import handlers
 
 from ppl_toolkit import positions
 from ppl_toolkit.capture import captured
-from ppl_toolkit.errors import MethodError, OptionError
+from ppl_toolkit.errors import OptionError
 from ppl_toolkit.inference.ascent import Adam, Average, ascended, require_optimizer
 from ppl_toolkit.inference.paris import backward_paths, genealogy
-from ppl_toolkit.inference.particle_filter import Filter, follow, take
-from ppl_toolkit.inference.particle_gibbs import Path, sweep
+from ppl_toolkit.inference.particle_filter import Filter, follow, require_particles, take
+from ppl_toolkit.inference.particle_gibbs import Path, renewed, sweep, usual_particles
 from ppl_toolkit.inference.proposals import Bootstrap, Proposal, require_proposal
 from ppl_toolkit.inference.state_space import Series, StateSpace, state_space
 from ppl_toolkit.inference.step_sizes import require_count
@@ -44,7 +44,6 @@ from ppl_toolkit.sites import variable_name
 __all__ = ["ScoreAscent", "Smoothing", "filtered_paths", "log_joint", "path_score"]
 
 _TRIES = 20  # starting points drawn before giving up
-_LEAST, _MOST = 16, 256  # particles of conditional sweeps, if they are not given
 _LEAST_FILTER, _MOST_FILTER = 128, 1024  # of filters
 
 
@@ -185,15 +184,9 @@ class Smoothing:
     paths: int
     moves: int = 0
 
-    @property
-    def replays(self) -> int:
-        """Steps by which ancestors are drawn in sweeps; 0 where paths can be drawn backwards."""
-        memory = self.space.length if self.space.memory is None else self.space.memory
-        return memory if memory > 1 else 0
-
     def filtered(self, program: Program, key: Any, position: Any, data: Sequence[Any]) -> Any:
         series = self.space.at(program, position, data)
-        backward = self.replays == 0
+        backward = self.space.replays == 0
         return filtered_paths(key, series, self.options, self.paths, self.moves, backward)
 
     def shapes(self, program: Program) -> dict[str, Any]:
@@ -253,7 +246,7 @@ class _Swept:
     def __call__(self, program: Program, more: Any, data: Sequence[Any]) -> Path:
         key, position, path = more
         how, series = self.how, self.how.space.at(program, position, data)
-        new, _ = sweep(key, series, path, how.options, replays=how.replays, paths=how.paths)
+        new, _ = sweep(key, series, path, how.options, replays=how.space.replays, paths=how.paths)
         return new
 
 
@@ -426,7 +419,8 @@ class ScoreAscent:
         for name, known in (("objective", ("likelihood", "posterior")), ("smoother", _SMOOTHERS)):
             if getattr(self, name) not in known:
                 raise OptionError(f"{name} must be one of {known}; got {getattr(self, name)!r}.")
-        _require_particles(self.particles)
+        if self.particles is not None:
+            require_particles(self.particles)
         require_count("paths", self.paths)
         require_count("sweeps", self.sweeps)
         for name, most in (("dropped", self.sweeps - 1), ("moves", None), ("warmup", None)):
@@ -445,15 +439,7 @@ class ScoreAscent:
         """Refuse programs without a scan, without parameters, or with discrete ones."""
         space = state_space(program)
         self.proposal.check(space, program)
-        if not space.static:
-            raise MethodError(
-                f"{space.name} has no parameters outside its scan; use ParticleFilter."
-            )
-        if discrete := [n for n in space.static if program.sites[n].discrete]:
-            raise MethodError(
-                f"ScoreAscent needs derivatives, but the parameters {discrete} are discrete. Use "
-                "ParticleGibbs with a kernel for them, such as Gibbs()."
-            )
+        space.require_real_parameters(program, "ScoreAscent needs derivatives")
         if self.smoother == "ffbs":
             space.require_backward("ScoreAscent(smoother='ffbs')")
 
@@ -467,7 +453,7 @@ class ScoreAscent:
         steps = self.space.length
         usual = int(np.clip(4 * steps, _LEAST_FILTER, _MOST_FILTER))
         if self._conditional:
-            usual = int(np.clip(steps // 2, _LEAST, _MOST))
+            usual = usual_particles(steps)
         options = Filter(self.particles or usual, self.proposal)
         return Smoothing(self.space, options, self.paths, self.moves)
 
@@ -549,7 +535,7 @@ class ScoreAscent:
                 return one((key, position, path))
 
             new, found = swept(key, path, drawn, score, self.sweeps, self.dropped)
-            return new, found, {"renewed": _renewed(path, new)}
+            return new, found, {"renewed": renewed(path.latents, new.latents)}
         paths, log_z = target.functions[_Filtered(self._how)]((key, position))
         return take(paths, 0), score(paths), {"log_evidence": log_z}
 
@@ -648,30 +634,12 @@ def standard_errors(
     return back(jnp.sqrt(jnp.sum(scaled**2, axis=0)).astype(values.dtype))
 
 
-def _renewed(old: Path, new: Path) -> Any:
-    """The share of times at which the path is a new one."""
-    if not new.latents:
-        return jnp.ones(())
-    same = [
-        jnp.reshape(new.latents[name] == old.latents[name], (x.shape[0], -1)).all(axis=1)
-        for name, x in new.latents.items()
-    ]
-    return 1.0 - jnp.mean(jnp.stack(same).all(axis=0))
-
-
 def _only(path: Path) -> Path:
     return jax.tree.map(lambda x: x[None], path)
 
 
 def _norm(gradient: Mapping[str, Any]) -> Any:
     return jnp.linalg.norm(ravel_pytree(dict(gradient))[0])
-
-
-def _require_particles(count: Any) -> None:
-    if count is not None and (
-        isinstance(count, bool) or not isinstance(count, int | np.integer) or count < 2
-    ):
-        raise OptionError(f"particles must be an integer >= 2; got {count!r}.")
 
 
 def _require_whole(name: str, value: Any, most: int | None) -> None:

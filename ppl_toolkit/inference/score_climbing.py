@@ -30,8 +30,8 @@ from ppl_toolkit.executables import evaluate
 from ppl_toolkit.inference.ascent import Adam, Average, ascended, require_optimizer
 from ppl_toolkit.inference.auxiliary import score
 from ppl_toolkit.inference.filtering import ParticleFilter
-from ppl_toolkit.inference.particle_filter import Filter, take
-from ppl_toolkit.inference.particle_gibbs import Path, sweep
+from ppl_toolkit.inference.particle_filter import Filter, require_particles, take
+from ppl_toolkit.inference.particle_gibbs import Path, sweep, usual_particles
 from ppl_toolkit.inference.proposals import Guided
 from ppl_toolkit.inference.score import filtered_paths
 from ppl_toolkit.inference.state_space import Series, StateSpace, state_space
@@ -42,8 +42,6 @@ from ppl_toolkit.replay import traced_run
 from ppl_toolkit.tracing import label
 
 __all__ = ["LearntProposal", "learn_proposal", "log_proposal"]
-
-_LEAST, _MOST = 16, 256  # particles, if they are not given
 
 
 class LearntProposal(NamedTuple):
@@ -125,7 +123,7 @@ def learn_proposal(
         seeded = dataclasses.replace(proposal, program=_seeded(proposal.program))
         method = ParticleFilter(given=given, proposal=seeded)
         method.check(program)
-        usual = int(np.clip(space.length // 2, _LEAST, _MOST))
+        usual = usual_particles(space.length)
         climb = _Climb(program, space, proposal, supports, optimizer, particles or usual,
                        iterations, paths)  # fmt: skip
         words = np.array([int(seed) >> 32, int(seed) & 0xFFFFFFFF], np.uint32)
@@ -161,13 +159,14 @@ class _Climb:
         key_start, key_sweeps = random.split(key)
         series = self.space.given(self.program, given, data)
         u = self._begin(series)
-        known, log_z = filtered_paths(key_start, series, self._filter(u), 1, 0, not self._replays)
+        backward = not self.space.replays
+        known, log_z = filtered_paths(key_start, series, self._filter(u), 1, 0, backward)
 
         def step(state: Any, n: Any) -> tuple[Any, Any]:
             u, memory, path, average, steps = state
             several, _ = sweep(
                 random.fold_in(key_sweeps, n), series, path, self._filter(u),
-                replays=self._replays, paths=self.paths,
+                replays=self.space.replays, paths=self.paths,
             )  # fmt: skip
             value, gradient = jax.value_and_grad(self._mean_log_q)(u, several, series)
             average = average.update(u, n >= self.iterations // 2)
@@ -177,11 +176,6 @@ class _Climb:
         first = (u, self.optimizer.init(u), take(known, 0), Average.of(u), jnp.zeros((), int))
         last, log_q = lax.scan(step, first, jnp.arange(self.iterations))
         return self._constrained(last[3].mean), log_q, jnp.isfinite(log_z), last[4]
-
-    @property
-    def _replays(self) -> int:
-        memory = self.space.length if self.space.memory is None else self.space.memory
-        return memory if memory > 1 else 0
 
     def _begin(self, series: Series) -> dict[str, Any]:
         """The parameters' initial values, unconstrained."""
@@ -271,9 +265,8 @@ def _check_options(
             f"the proposal to learn must be Guided(program); got {proposal!r:.60}. Write "
             "learn_proposal(Guided(program), model, *data)."
         )
-    wrong = isinstance(particles, bool) or not isinstance(particles, int | np.integer)
-    if particles is not None and (wrong or particles < 2):
-        raise OptionError(f"particles must be an integer >= 2; got {particles!r}.")
+    if particles is not None:
+        require_particles(particles)
     require_count("iterations", iterations)
     require_count("paths", paths)
     require_optimizer(optimizer)

@@ -219,17 +219,8 @@ class SMC2:
         """
         space = state_space(program)
         self.proposal.check(space, program)
-        if not space.static:
-            raise MethodError(
-                f"{space.name} has no parameters outside its scan; use ParticleFilter."
-            )
-        static = [program.sites[name] for name in space.static]
-        if discrete := [site.name for site in static if site.discrete]:
-            raise MethodError(
-                f"the random walk moves real parameters, but {discrete} are discrete. Use "
-                "ParticleGibbs with a kernel for them, such as Gibbs()."
-            )
-        if flat := [site.name for site in static if not site.proper]:
+        space.require_real_parameters(program, "the random walk moves real numbers")
+        if flat := [name for name in space.static if not program.sites[name].proper]:
             raise MethodError(
                 f"SMC2 begins with draws from the prior, and sites {flat} have flat (improper) "
                 "ones. Give them proper priors, or use PMMH."

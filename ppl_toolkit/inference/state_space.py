@@ -193,6 +193,32 @@ class StateSpace:
         """
         return {n: x[::-1] if series.scan.reverse else x for n, x in latents.items()}
 
+    @property
+    def replays(self) -> int:
+        """Steps by which ancestors of a path are drawn; 0 where paths can be drawn backwards."""
+        memory = self.length if self.memory is None else self.memory
+        return memory if memory > 1 else 0
+
+    def require_real_parameters(self, program: Program, why: str) -> None:
+        """Refuse series without parameters, or with discrete ones.
+
+        Args:
+            program: the program this is the view of.
+            why: what needs real ones, as in "the random walk moves real numbers".
+
+        Raises:
+            MethodError: names the discrete ones.
+        """
+        if not self.static:
+            raise MethodError(
+                f"{self.name} has no parameters outside its scan; use ParticleFilter."
+            )
+        if discrete := [n for n in self.static if program.sites[n].discrete]:
+            raise MethodError(
+                f"{why}, but the parameters {discrete} are discrete. Use ParticleGibbs with a "
+                "kernel for them, such as Gibbs()."
+            )
+
     def require_backward(self, method: str) -> None:
         """Refuse series whose paths cannot be joined by one step's density.
 
@@ -276,7 +302,7 @@ def _at_means(function: Callable) -> Callable:
             return None
         try:
             return message["fn"].mean
-        except NotImplementedError:
+        except NotImplementedError:  # the law has no mean that NumPyro knows: zero, unconstrained
             transform = biject_to(message["fn"].support)
             return transform(jnp.zeros(transform.inverse_shape(message["fn"].shape())))
 

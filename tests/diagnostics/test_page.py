@@ -583,7 +583,7 @@ def browse(folder, name, *arguments, fragment=""):
     return done.stdout
 
 
-@pytest.mark.skipif(not CHROMIUM.exists(), reason="needs Chromium")
+@pytest.mark.skipif(not CHROMIUM.exists(), reason="needs a browser, Chromium: no package")
 class TestBrowser:
     def test_the_table_sorts_and_finds(self, full, page, tmp_path):
         (tmp_path / "page.html").write_text(page, encoding="utf-8")
