@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -12,6 +13,7 @@ from jax import random
 from numpyro import handlers, primitives
 from numpyro.primitives import Messenger
 
+from ppl_toolkit import threefry
 from ppl_toolkit.replay import traced_run
 
 __all__ = ["Scan", "captured", "run_step"]
@@ -71,15 +73,22 @@ class _Capture(Messenger):
         raise _Stop
 
 
-def _site_key(key: Any, number: int) -> Any:
+def _site_key(key: Any, number: int, message: dict) -> Any:
     """The key of site ``number`` of a particle: the number is added to the key's first word.
 
-    The words of particles' keys differ in the last one (`inference.randomness.numbered`), so that
+    Laws that can be drawn with such keys get one whose hash is written out, with the same bits. The
+    words of particles' keys differ in the last one (`inference.randomness.numbered`), so that
     all sites of all particles of a step have different keys. Those of two steps meet with a chance
     of 4 N S / 2^64 for N particles with S sites.
     """
     words = random.key_data(key)
     own = jnp.concatenate([words[:1] + jnp.asarray(number, words.dtype), words[1:]])
+    if message["type"] == "sample" and threefry.serves(key):
+        quick = threefry.written_out(own)
+        with contextlib.suppress(NotImplementedError):  # JAX's Poisson variates refuse it
+            shape = message["kwargs"]["sample_shape"]
+            jax.eval_shape(lambda: message["fn"].sample(quick, shape))
+            return quick
     return random.wrap_key_data(own, impl=random.key_impl(key))
 
 
@@ -95,7 +104,7 @@ class _Keys(Messenger):
         if message["type"] not in ("sample", "prng_key", "plate", "control_flow"):
             return
         if message["kwargs"]["rng_key"] is None and message["value"] is None:
-            message["kwargs"]["rng_key"] = _site_key(self.key, self.count)
+            message["kwargs"]["rng_key"] = _site_key(self.key, self.count, message)
             self.count += 1
 
 

@@ -29,7 +29,7 @@ from ppl_toolkit.results import (
     with_groups,
 )
 from ppl_toolkit.sites import Site
-from ppl_toolkit.tracing import CONCRETE_VALUE_ERRORS, Traced, dependents, label
+from ppl_toolkit.tracing import CONCRETE_VALUE_ERRORS, Traced, dependents, key_shape, label
 
 if TYPE_CHECKING:
     import xarray
@@ -165,7 +165,7 @@ def _traced_prediction(program: Program, example: Mapping[str, Any], anew: Seque
     conditional = not any(site.name in anew for site in program.discrete)
     draw = functools.partial(program.predict, conditional=conditional)
     try:
-        traced = Traced.of(draw, _example_key(), example, program.data)
+        traced = Traced.of(draw, key_shape(), example, program.data)
     except (PPLError, *CONCRETE_VALUE_ERRORS):
         raise
     except Exception as error:
@@ -305,7 +305,7 @@ def log_likelihood(
         return program.log_terms(values, data)
 
     with program.context():
-        traced = Traced.of(terms, _example_key(), example, program.data)
+        traced = Traced.of(terms, key_shape(), example, program.data)
     scores = _over_draws(program, traced, values, 0, "log_terms")
     coords = coords_of(tree, program)
     groups = {}
@@ -318,8 +318,3 @@ def log_likelihood(
 
 def _batch_dims(site: Site) -> tuple[str, ...]:
     return site.dims[: len(site.dims) - site.event_dim]
-
-
-def _example_key() -> Any:
-    """The type of a key, without making one (which would compile)."""
-    return jax.eval_shape(lambda: jax.random.key(0))

@@ -21,6 +21,7 @@ __all__ = [
     "dependents",
     "digest",
     "inner_jaxprs",
+    "key_shape",
     "label",
     "scan_parts",
     "user_line",
@@ -132,6 +133,11 @@ def as_numpy(constant: Any) -> np.ndarray:
     if jax.dtypes.issubdtype(getattr(constant, "dtype", None), jax.dtypes.prng_key):
         constant = jax.random.key_data(constant)
     return np.asarray(constant)
+
+
+def key_shape() -> Any:
+    """The shape and type of a random key, without making one, which would compile."""
+    return jax.eval_shape(lambda: jax.random.key(0))
 
 
 def scan_parts(equation: Any) -> tuple[int, int]:

@@ -5,28 +5,20 @@ import sys
 import textwrap
 import warnings
 
-import jax
 import numpy as np
 import numpyro
 import numpyro.distributions as dist
 import pytest
+from helpers import compilations, quiet
 from models import EFFECTS, ERRORS, eight_schools
 
 import ppl_toolkit as ppl
 from ppl_toolkit import executables
 from ppl_toolkit.errors import InferenceWarning
 
-compilations: list[str] = []
-jax.monitoring.register_event_duration_secs_listener(
-    lambda event, duration, **_: compilations.append(event) if "backend_compile" in event else None
-)
-
 
 def run(*args, **options):
-    options = {"draws": 60, "warmup": 60, "progress": False, "method": "nuts", **options}
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", InferenceWarning)
-        return ppl.infer(*args, **options)
+    return quiet(*args, **{"draws": 60, "warmup": 60, "method": "nuts", **options})
 
 
 @pytest.fixture(scope="module")

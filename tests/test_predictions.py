@@ -1,24 +1,16 @@
 """Predictions of models with discrete sites and with series."""
 
-import warnings
-
 import jax.numpy as jnp
 import numpy as np
 import numpyro
 import numpyro.distributions as dist
 import pytest
+from helpers import quiet
 from numpyro.contrib.control_flow import scan
 from scipy import stats
 
 import ppl_toolkit as ppl
-from ppl_toolkit.errors import InferenceWarning, MethodError, SiteError
-
-
-def quiet(*args, **options):
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", InferenceWarning)
-        return ppl.infer(*args, **{"progress": False, **options})
-
+from ppl_toolkit.errors import MethodError, SiteError
 
 # --- discrete sites that were summed out --------------------------------------------------------
 

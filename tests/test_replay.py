@@ -1,9 +1,10 @@
 """Runs of a model: alone on the handler stack, strict about names, honest about seeds."""
 
+import functools
 import sys
 import threading
-import warnings
 
+import helpers
 import jax.numpy as jnp
 import numpy as np
 import numpyro
@@ -14,15 +15,12 @@ from numpyro import handlers, primitives
 
 import ppl_toolkit as ppl
 from ppl_toolkit import Program
-from ppl_toolkit.errors import DataError, InferenceWarning, MethodError, ModelError, SiteError
+from ppl_toolkit.errors import DataError, MethodError, ModelError, SiteError
 
 Y = np.array([0.3, -1.2, 0.8])
 
 
-def quiet(*args, **options):
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", InferenceWarning)
-        return ppl.infer(*args, **{"draws": 20, "warmup": 20, "progress": False, **options})
+quiet = functools.partial(helpers.quiet, draws=20, warmup=20)
 
 
 def bound(model, *args, **kwargs):

@@ -8,26 +8,21 @@ import numpy as np
 import numpyro
 import numpyro.distributions as dist
 import pytest
+from helpers import quiet
 from models import EFFECTS, ERRORS, conjugate, eight_schools
 from numpyro.infer import MCMC, NUTS
 from scipy import stats
 
 import ppl_toolkit as ppl
-from ppl_toolkit.errors import DataError, InferenceWarning, OptionError, SiteError
+from ppl_toolkit.errors import DataError, OptionError, SiteError
 
 SCHOOLS = ["Choate", "Deerfield", "Andover", "Hotchkiss", "Lawrenceville", "St. Paul's",
            "Mt. Hermon", "Phillips Exeter"]  # fmt: skip
 
 
-def quiet(call, *args, **kwargs):
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", InferenceWarning)
-        return call(*args, progress=False, **kwargs)
-
-
 @pytest.fixture(scope="module")
 def schools():
-    return quiet(ppl.infer, eight_schools, ERRORS, y=EFFECTS, seed=1, coords={"school": SCHOOLS})
+    return quiet(eight_schools, ERRORS, y=EFFECTS, seed=1, coords={"school": SCHOOLS})
 
 
 @pytest.fixture(scope="module")
@@ -106,7 +101,7 @@ def test_the_same_draws_through_arviz_from_numpyro_give_the_same_groups():
         mcmc = MCMC(NUTS(eight_schools), num_warmup=50, num_samples=20, progress_bar=False)
         mcmc.run(jax.random.key(0), ERRORS, y=EFFECTS)
         theirs = az.from_numpyro(mcmc, log_likelihood=True)
-    ours = quiet(ppl.infer, eight_schools, ERRORS, y=EFFECTS, draws=20, warmup=50, chains=1)
+    ours = quiet(eight_schools, ERRORS, y=EFFECTS, draws=20, warmup=50, chains=1)
     for name, variable in theirs["posterior"].data_vars.items():
         ours["posterior"][name][:] = variable.values  # their draws in our tree
     ours = ppl.log_likelihood(ours, eight_schools, ERRORS, y=EFFECTS)
@@ -127,7 +122,7 @@ class TestFiles:
         assert opened.load().identical(completed)
 
     def test_a_stored_run_opens_with_arviz(self, tmp_path):
-        tree = quiet(ppl.infer, eight_schools, ERRORS, y=EFFECTS, draws=50, warmup=50,
+        tree = quiet(eight_schools, ERRORS, y=EFFECTS, draws=50, warmup=50,
                      store=tmp_path / "run.zarr", coords={"school": SCHOOLS})  # fmt: skip
         with warnings.catch_warnings():
             warnings.simplefilter("error")
@@ -146,11 +141,11 @@ class TestFiles:
             numpyro.sample("y", dist.Normal(0, 1), obs=y)
 
         options = {"chains": 1, "warmup": 20, "chunk": 50, "method": ppl.HMC(steps=1)}
-        quiet(ppl.infer, wide, 2000, 0.0, draws=50, **options)  # compile before measuring
+        quiet(wide, 2000, 0.0, draws=50, **options)  # compile before measuring
         peaks = {}
         for name, store in (("memory", None), ("disk", tmp_path / "wide.zarr")):
             tracemalloc.start()
-            tree = quiet(ppl.infer, wide, 2000, 0.0, draws=2000, store=store, **options)
+            tree = quiet(wide, 2000, 0.0, draws=2000, store=store, **options)
             peaks[name] = tracemalloc.get_traced_memory()[1]
             tracemalloc.stop()
             assert tree["posterior"]["x"].shape == (1, 2000, 2000)
@@ -191,7 +186,7 @@ class TestPredict:
         4000 nearly independent draws of each of 5 rows; z-tests at 1e-5 (fixed seeds).
         """
         y = np.array([0.3, 1.2, -0.4, 0.9, 2.0])
-        tree = quiet(ppl.infer, conjugate, y, seed=5)
+        tree = quiet(conjugate, y, seed=5)
         drawn = ppl.predict(tree, conjugate, y, seed=3)["posterior_predictive"]["y"]
         variance = 1 / (1 / 4 + len(y))
         mean, sd = variance * y.sum(), np.sqrt(variance + 1)
@@ -224,7 +219,7 @@ class TestPredict:
                 numpyro.sample("y", dist.Normal(mean, 0.1), obs=y)
 
         x = np.linspace(-1, 1, 20)
-        tree = quiet(ppl.infer, regression, x, y=2 * x)
+        tree = quiet(regression, x, y=2 * x)
         new = ppl.predict(tree, regression, np.array([3.0, 4.0]), seed=1)
         assert new["predictions"]["y"].shape == (4, 1000, 2)
         np.testing.assert_allclose(new["predictions"]["mean"].mean(("chain", "draw")), [6, 8],
@@ -257,7 +252,7 @@ N, SEEDS = np.array([10, 20, 30, 40]), np.array([3, 12, 14, 30])
 
 @pytest.fixture(scope="module")
 def germinated():
-    return quiet(ppl.infer, dishes, N, y=SEEDS, coords={"dish": list("ABCD")}, draws=100)
+    return quiet(dishes, N, y=SEEDS, coords={"dish": list("ABCD")}, draws=100)
 
 
 class TestPredictFurther:
@@ -293,7 +288,7 @@ class TestPredictFurther:
                 ppl.predict(germinated, dishes, N, resample=name)
 
     def test_prior_predictive(self):
-        prior = quiet(ppl.infer, dishes, N, y=SEEDS, method="prior", draws=500)
+        prior = quiet(dishes, N, y=SEEDS, method="prior", draws=500)
         tree = ppl.predict(prior, dishes, N, y=SEEDS, seed=3)
         y = np.asarray(tree["prior_predictive"]["y"])
         assert y.shape == (4, 500, 4)
@@ -304,7 +299,7 @@ class TestPredictFurther:
         assert az.extract(tree, group="prior_predictive").sizes["sample"] == 2000
 
     def test_nothing_to_predict(self):
-        prior = quiet(ppl.infer, dishes, N, method="prior", draws=10)
+        prior = quiet(dishes, N, method="prior", draws=10)
         with pytest.raises(DataError, match="Pass the observed data"):
             ppl.predict(prior, dishes, N)
 
@@ -316,7 +311,7 @@ class TestPredictFurther:
 
         dims = {"m": ["side"], "y": ["side"]}
         y = np.zeros((3, 2))
-        tree = quiet(ppl.infer, pairs, y, dims=dims, coords={"side": ["L", "R"]}, draws=50)
+        tree = quiet(pairs, y, dims=dims, coords={"side": ["L", "R"]}, draws=50)
         drawn = ppl.predict(tree, pairs, y)["posterior_predictive"]["y"]
         assert drawn.dims == ("chain", "draw", "row", "side")
         assert list(drawn["side"].values) == ["L", "R"]
@@ -327,7 +322,7 @@ class TestPredictFurther:
             numpyro.sample("y", dist.Normal(m, 1.0), obs=coords)
 
         data = {"seed": 0.5, "coords": np.ones(3)}
-        tree = quiet(ppl.infer, model, data=data, draws=50)
+        tree = quiet(model, data=data, draws=50)
         assert "posterior_predictive" in ppl.predict(tree, model, data=data, seed=2).children
         assert "log_likelihood" in ppl.log_likelihood(tree, model, data=data).children
 

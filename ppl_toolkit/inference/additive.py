@@ -18,7 +18,7 @@ from ppl_toolkit.inference.randomness import over
 from ppl_toolkit.inference.state_space import Series, StateSpace
 from ppl_toolkit.positions import start_position
 from ppl_toolkit.program import Program
-from ppl_toolkit.tracing import user_line
+from ppl_toolkit.tracing import key_shape, user_line
 
 __all__ = [
     "Additive",
@@ -60,7 +60,7 @@ class Additive:
             first = series.start(key)
             return self.increment(first.carry, series.step(key, first.carry, 0).latents, 0)
 
-        like = jax.eval_shape(one, jax.eval_shape(lambda: jax.random.key(0)))
+        like = jax.eval_shape(one, key_shape())
         return lambda _: {name: jnp.zeros(x.shape, x.dtype) for name, x in like.items()}
 
     def first(self, series: Series, initial: Any, count: int) -> dict[str, Any]:
@@ -85,7 +85,7 @@ class Additive:
 
         try:
             with program.context():
-                start, step = jax.eval_shape(trial, jax.eval_shape(lambda: jax.random.key(0)))
+                start, step = jax.eval_shape(trial, key_shape())
         except PPLError:
             raise
         except Exception as error:
@@ -172,7 +172,7 @@ def require_bound(space: StateSpace, program: Program, moves: Any) -> None:
         return series.log_peak(series.start(key).carry, 0)
 
     with program.context():
-        known = jax.eval_shape(peak, jax.eval_shape(lambda: jax.random.key(0)))
+        known = jax.eval_shape(peak, key_shape())
     if known is None or space.mixed:
         why = (
             "its observations depend on the carry"

@@ -6,7 +6,6 @@ import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 from jax import lax, random
 
@@ -16,6 +15,7 @@ from ppl_toolkit.inference.particle_filter import Filter, follow, take
 from ppl_toolkit.inference.state_space import StateSpace
 from ppl_toolkit.positions import Position
 from ppl_toolkit.program import Program
+from ppl_toolkit.tracing import key_shape
 
 __all__ = ["Begun"]
 
@@ -42,7 +42,7 @@ class Begun:
     held: tuple[str, ...] = ()
 
     def example(self, program: Program) -> Any:
-        return positions.shapes(program), jax.eval_shape(lambda: random.key(0))
+        return positions.shapes(program), key_shape()
 
     def __call__(self, program: Program, given: tuple[Position, Any], data: Sequence[Any]) -> Any:
         old, key = given

@@ -34,6 +34,7 @@ from ppl_toolkit.inference.state_space import Series, StateSpace, Step
 from ppl_toolkit.positions import Position
 from ppl_toolkit.program import Program
 from ppl_toolkit.sites import finite_support
+from ppl_toolkit.tracing import key_shape
 
 __all__ = ["CorrelatedEstimate", "Variates", "correlated", "from_normals", "sorted_filter"]
 
@@ -261,7 +262,7 @@ class CorrelatedEstimate:
             )[0]
 
         with program.context():
-            jax.eval_shape(look, jax.eval_shape(lambda: random.key(0)))
+            jax.eval_shape(look, key_shape())
         return cls(space, particles, tuple(start.shapes.items()), tuple(step.shapes.items()))
 
     def variates(self, key: Any) -> Variates:

@@ -35,6 +35,7 @@ from ppl_toolkit.inference.resampling import scheme_named
 from ppl_toolkit.inference.state_space import Series, StateSpace, state_space
 from ppl_toolkit.program import Program
 from ppl_toolkit.starts import positions_of
+from ppl_toolkit.tracing import key_shape
 
 __all__ = ["ParticleFilter"]
 
@@ -109,7 +110,7 @@ class Run:
     def example(self, program: Program) -> Any:
         sites = (program.sites[name] for name in self.space.static)
         given = {site.name: jax.ShapeDtypeStruct(site.shape, site.dtype) for site in sites}
-        return jax.eval_shape(lambda: random.key(0)), given
+        return key_shape(), given
 
     def __call__(self, program: Program, more: tuple[Any, Any], data: Sequence[Any]) -> Filtered:
         key, given = more

@@ -10,9 +10,6 @@ import dataclasses
 from collections.abc import Sequence
 from typing import Any, ClassVar
 
-import jax
-from jax import random
-
 from ppl_toolkit import positions
 from ppl_toolkit.errors import OptionError
 from ppl_toolkit.inference.additive import (
@@ -42,6 +39,7 @@ from ppl_toolkit.inference.state_space import StateSpace, state_space
 from ppl_toolkit.inference.target import Space, Target
 from ppl_toolkit.positions import Position
 from ppl_toolkit.program import Program
+from ppl_toolkit.tracing import key_shape
 
 __all__ = ["PPG", "SMOOTHED", "ConditionalSMC", "ParticleGibbs"]
 
@@ -71,7 +69,7 @@ class _Sweep:
     moves: int | str = 0
 
     def example(self, program: Program) -> Any:
-        return positions.shapes(program), jax.eval_shape(lambda: random.key(0))
+        return positions.shapes(program), key_shape()
 
     def __call__(self, program: Program, given: tuple[Position, Any], data: Sequence[Any]) -> Any:
         position, key = given

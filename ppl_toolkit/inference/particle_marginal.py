@@ -14,7 +14,6 @@ import dataclasses
 from collections.abc import Sequence
 from typing import Any, ClassVar, NamedTuple
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import random
@@ -34,6 +33,7 @@ from ppl_toolkit.inference.target import Space, Target
 from ppl_toolkit.inference.tuned_particles import tuned_particles
 from ppl_toolkit.positions import Position
 from ppl_toolkit.program import Program
+from ppl_toolkit.tracing import key_shape
 
 __all__ = ["PMMH", "ParticleMarginal"]
 
@@ -46,7 +46,7 @@ class _Estimate:
     options: Filter
 
     def example(self, program: Program) -> Any:
-        return positions.shapes(program), jax.eval_shape(lambda: random.key(0))
+        return positions.shapes(program), key_shape()
 
     def __call__(self, program: Program, given: tuple[Position, Any], data: Sequence[Any]) -> Any:
         position, key = given

@@ -28,7 +28,7 @@ from ppl_toolkit.inference.randomness import categorical, continuous
 from ppl_toolkit.inference.state_space import Series, StateSpace, Step
 from ppl_toolkit.positions import start_position
 from ppl_toolkit.program import Program
-from ppl_toolkit.tracing import user_line
+from ppl_toolkit.tracing import key_shape, user_line
 
 __all__ = ["Adapted", "Auxiliary", "Bootstrap", "Guided", "Laplace", "Proposal", "require_proposal"]
 
@@ -147,7 +147,7 @@ class Guided(Proposal):
 
         try:
             with program.context():
-                drawn, wanted = jax.eval_shape(trial, jax.eval_shape(lambda: random.key(0)))
+                drawn, wanted = jax.eval_shape(trial, key_shape())
         except PPLError:
             raise
         except Exception as error:

@@ -18,7 +18,6 @@ import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpyro.distributions as dist
 from jax import random
@@ -26,6 +25,7 @@ from jax import random
 from ppl_toolkit import positions
 from ppl_toolkit.positions import Position
 from ppl_toolkit.program import Program
+from ppl_toolkit.tracing import key_shape
 
 __all__ = ["ReferenceDraw", "ReferenceParts"]
 
@@ -56,7 +56,7 @@ class ReferenceDraw:
     scale: float
 
     def example(self, program: Program) -> Any:
-        return jax.eval_shape(lambda: random.key(0))
+        return key_shape()
 
     def __call__(self, program: Program, key: Any, data: Sequence[Any]) -> dict[str, Any]:
         position = positions.start_position(program, key, data)

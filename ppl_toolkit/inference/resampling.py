@@ -71,20 +71,27 @@ def inverse_cdf(weights: Weights, uniforms: Float[Array, " M"]) -> Ancestors:
     return jnp.minimum(found, last).astype(jnp.int32)
 
 
-def _by_strata(weights: Weights, shifts: Float[Array, " M"]) -> Ancestors:
+def _by_strata(weights: Weights, shifts: Any, count: int) -> Ancestors:
     """`inverse_cdf` at the points (i + shift_i) / M, one in each of M strata: O(N + M), no search.
 
+    Args:
+        weights: (N,).
+        shifts: in [0, 1), (M,), or one for all strata.
+        count: M.
+
     Below M C lie the points 0, ..., floor(M C) - 1, and the next one if its shift is below the
-    fraction of M C. So each particle knows where its points begin; the ancestor of a point is the
-    last particle, of those with weight, that begins at or before it.
+    fraction of M C. So each particle knows where its points begin, from the sum C of the weights
+    before it; the ancestor of a point is the last particle, of those with weight, that begins at or
+    before it.
     """
-    count = shifts.shape[0]
     cumulative = running_sum(weights)
-    ends = jnp.minimum(count * (cumulative / cumulative[-1]), count)
-    whole = jnp.floor(ends)
-    points = whole.astype(jnp.int32)
-    below = points + (shifts[jnp.minimum(points, count - 1)] < ends - whole)
-    begins = jnp.concatenate([jnp.zeros(1, below.dtype), below[:-1]])
+    before = jnp.concatenate([jnp.zeros(1, cumulative.dtype), cumulative[:-1]])
+    ends = jnp.minimum(before * (count / cumulative[-1]), count)
+    if jnp.ndim(shifts) == 0:
+        begins = jnp.ceil(ends - shifts).astype(jnp.int32)
+    else:
+        points = jnp.floor(ends).astype(jnp.int32)
+        begins = points + (shifts[jnp.minimum(points, count - 1)] < ends - points)
     numbers = jnp.arange(weights.shape[0], dtype=jnp.int32)
     latest = jnp.zeros(count, jnp.int32).at[jnp.where(weights > 0, begins, count)]
     return _running_max(latest.max(numbers, mode="drop"))
@@ -100,14 +107,13 @@ def _multinomial(key: Any, weights: Weights, count: int) -> Ancestors:
 def _stratified(key: Any, weights: Weights, count: int) -> Ancestors:
     """One uniform in each of M strata."""
     continuous("stratified resampling")
-    return _by_strata(weights, random.uniform(key, (count,), weights.dtype))
+    return _by_strata(weights, random.uniform(key, (count,), weights.dtype), count)
 
 
 def _systematic(key: Any, weights: Weights, count: int) -> Ancestors:
     """The same uniform in each of M strata: counts are floor or ceil of M W."""
     continuous("systematic resampling")
-    shift = random.uniform(key, (), weights.dtype)
-    return _by_strata(weights, jnp.broadcast_to(shift, (count,)))
+    return _by_strata(weights, random.uniform(key, (), weights.dtype), count)
 
 
 def _whole_and_rest(weights: Weights, count: int) -> tuple[Int[Array, " N"], Weights]:

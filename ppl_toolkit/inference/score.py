@@ -40,6 +40,7 @@ from ppl_toolkit.inference.step_sizes import require_count
 from ppl_toolkit.program import Program
 from ppl_toolkit.replay import at_unconstrained, log_det_name
 from ppl_toolkit.sites import variable_name
+from ppl_toolkit.tracing import key_shape
 
 __all__ = ["ScoreAscent", "Smoothing", "filtered_paths", "log_joint", "path_score"]
 
@@ -199,11 +200,7 @@ class Smoothing:
             return take(self.filtered(program, key, position, program.data)[0], 0)
 
         with program.context():
-            return jax.eval_shape(path, _key_shape(), self.shapes(program))
-
-
-def _key_shape() -> Any:
-    return jax.eval_shape(lambda: random.key(0))
+            return jax.eval_shape(path, key_shape(), self.shapes(program))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -227,7 +224,7 @@ class _Filtered:
     how: Smoothing
 
     def example(self, program: Program) -> Any:
-        return _key_shape(), self.how.shapes(program)
+        return key_shape(), self.how.shapes(program)
 
     def __call__(self, program: Program, more: Any, data: Sequence[Any]) -> Any:
         key, position = more
@@ -241,7 +238,7 @@ class _Swept:
     how: Smoothing
 
     def example(self, program: Program) -> Any:
-        return _key_shape(), self.how.shapes(program), self.how.path_shapes(program)
+        return key_shape(), self.how.shapes(program), self.how.path_shapes(program)
 
     def __call__(self, program: Program, more: Any, data: Sequence[Any]) -> Path:
         key, position, path = more

@@ -39,7 +39,7 @@ from ppl_toolkit.inference.step_sizes import require_count
 from ppl_toolkit.positions import start_position
 from ppl_toolkit.program import Program
 from ppl_toolkit.replay import traced_run
-from ppl_toolkit.tracing import label
+from ppl_toolkit.tracing import key_shape, label
 
 __all__ = ["LearntProposal", "learn_proposal", "log_proposal"]
 
@@ -248,7 +248,7 @@ def _parameters(proposal: Guided, space: StateSpace, program: Program) -> dict[s
             if message["type"] == "param":
                 found[name] = message["kwargs"].get("constraint", constraints.real)
 
-    jax.eval_shape(look, jax.eval_shape(lambda: random.key(0)))
+    jax.eval_shape(look, key_shape())
     if not found:
         raise MethodError(
             f"the proposal {label(proposal.program)} has no parameter to learn. Write its numbers "

@@ -1,19 +1,10 @@
 """Results made of arrays, and what every report page must keep to."""
 
 import re
-import warnings
 from html.parser import HTMLParser
 
 import numpy as np
 import xarray
-
-from ppl_toolkit.errors import InferenceWarning
-
-
-def quiet(call, *args, **kwargs):
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", InferenceWarning)
-        return call(*args, progress=False, **kwargs)
 
 
 def made(values, stats=None, attrs=None, group="posterior", **groups):

@@ -4,11 +4,11 @@ import sys
 from pathlib import Path
 
 import arviz as az
-import jax
 import numpy as np
 import numpyro
 import numpyro.distributions as dist
 import pytest
+from helpers import compilations
 from models import EFFECTS, ERRORS, conjugate, die, eight_schools
 
 import ppl_toolkit as ppl
@@ -52,12 +52,6 @@ BROKEN = {
 def check(what, **options):
     model, args, kwargs = MODELS[what]
     return calibrate(model, *args, **kwargs, **{"progress": False, **options})
-
-
-compilations: list[str] = []
-jax.monitoring.register_event_duration_secs_listener(
-    lambda event, duration, **_: compilations.append(event) if "backend_compile" in event else None
-)
 
 
 # --- in short -----------------------------------------------------------------------------------

@@ -4,13 +4,13 @@ import tracemalloc
 import warnings
 
 import arviz as az
-import jax
 import jax.numpy as jnp
 import numpy as np
 import numpyro
 import numpyro.distributions as dist
 import pytest
 import xarray
+from helpers import compilations
 from models import EFFECTS, ERRORS, conjugate, eight_schools
 from numpyro import handlers
 from numpyro.contrib.control_flow import scan
@@ -32,11 +32,6 @@ from ppl_toolkit.errors import (
     SiteError,
 )
 from ppl_toolkit.progress import Quiet
-
-compilations: list[str] = []
-jax.monitoring.register_event_duration_secs_listener(
-    lambda event, duration, **_: compilations.append(event) if "backend_compile" in event else None
-)
 
 SCHOOLS = ["Choate", "Deerfield", "Andover", "Hotchkiss", "Lawrenceville", "St. Paul's",
            "Mt. Hermon", "Phillips Exeter"]  # fmt: skip

@@ -13,6 +13,7 @@ import numpy as np
 import numpyro
 import numpyro.distributions as dist
 import pytest
+from helpers import compilations
 from scipy import stats
 
 import ppl_toolkit as ppl
@@ -293,14 +294,10 @@ def test_a_check_without_power_says_so():
 
 
 def test_one_program_serves_all_values(nested_checks):
-    compiled = []
-    jax.monitoring.register_event_duration_secs_listener(
-        lambda event, duration, **_: compiled.append(event) if "backend_compile" in event else None
-    )
     tree = run_nested(BirthDeath)
-    compiled.clear()
+    compilations.clear()
     check(tree, nested, Y, seed=77)
-    assert compiled == []
+    assert compilations == []
 
 
 # -- what is refused -------------------------------------------------------------------------------

@@ -16,8 +16,9 @@ import numpyro
 import numpyro.distributions as dist
 import pytest
 import xarray
+from helpers import quiet
 from models import EFFECTS, ERRORS, eight_schools, eight_schools_centred
-from pages import Document, check, made, quiet
+from pages import Document, check, made
 from scipy import stats
 
 import ppl_toolkit as ppl
@@ -38,10 +39,10 @@ CHROMIUM = Path("/usr/bin/chromium")
 def full():
     """Non-centred eight schools with every group a page can show."""
     coords = {"school": SCHOOLS}
-    tree = quiet(ppl.infer, eight_schools, ERRORS, y=EFFECTS, seed=1, coords=coords)
+    tree = quiet(eight_schools, ERRORS, y=EFFECTS, seed=1, coords=coords)
     tree = ppl.log_likelihood(tree, eight_schools, ERRORS, y=EFFECTS)
     tree = ppl.predict(tree, eight_schools, ERRORS, y=EFFECTS, seed=2)
-    prior = quiet(ppl.infer, eight_schools, ERRORS, y=EFFECTS, method="prior", coords=coords)
+    prior = quiet(eight_schools, ERRORS, y=EFFECTS, method="prior", coords=coords)
     tree["prior"] = xarray.DataTree(prior["prior"].to_dataset())
     return tree
 
@@ -53,7 +54,7 @@ def page(full):
 
 @pytest.fixture(scope="module")
 def centred():
-    return quiet(ppl.infer, eight_schools_centred, ERRORS, y=EFFECTS, seed=1)
+    return quiet(eight_schools_centred, ERRORS, y=EFFECTS, seed=1)
 
 
 # -- the document -------------------------------------------------------------------------------
@@ -542,7 +543,7 @@ def test_sections_appear_only_with_their_groups(centred):
     for absent in ("prediction", "loo", "prior", "residuals", "sensitivity", "evidence",
                    "dimensions"):  # fmt: skip
         assert absent not in document.ids
-    prior = quiet(ppl.infer, eight_schools, ERRORS, y=EFFECTS, method="prior", draws=200)
+    prior = quiet(eight_schools, ERRORS, y=EFFECTS, method="prior", draws=200)
     prior = ppl.predict(prior, eight_schools, ERRORS, y=EFFECTS)
     text = page_of(prior)
     check(text)
@@ -555,7 +556,7 @@ def test_a_discrete_model_has_a_page():
         k = numpyro.sample("k", dist.Categorical(np.array([0.2, 0.3, 0.5])))
         numpyro.sample("y", dist.Normal(1.0 * k, 1.0), obs=y)
 
-    check(page_of(quiet(ppl.infer, model, 1.2, draws=100)))
+    check(page_of(quiet(model, 1.2, draws=100)))
 
 
 def test_some_sites_and_unknown_ones(full):

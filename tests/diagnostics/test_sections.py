@@ -10,9 +10,10 @@ import numpyro
 import numpyro.distributions as dist
 import pytest
 import xarray
+from helpers import quiet
 from models import EFFECTS, ERRORS, die, eight_schools, eight_schools_centred
 from numpyro.contrib.control_flow import scan
-from pages import Document, check, made, quiet
+from pages import Document, check, made
 
 import ppl_toolkit as ppl
 from ppl_toolkit.diagnostics.dimensions import sizes, transitions
@@ -123,7 +124,7 @@ class TestStructure:
         assert model_source(eval("lambda: None")) == ""
 
     def test_a_run_records_them(self, tmp_path):
-        tree = quiet(ppl.infer, eight_schools, ERRORS, y=EFFECTS, draws=20, warmup=50)
+        tree = quiet(eight_schools, ERRORS, y=EFFECTS, draws=20, warmup=50)
         with ppl.load(ppl.save(tree, tmp_path / "run.nc")) as again:
             for result in (tree, again):
                 sites = json.loads(result.attrs["model_sites"])
@@ -133,7 +134,7 @@ class TestStructure:
 
 @pytest.fixture(scope="module")
 def text():
-    tree = quiet(ppl.infer, eight_schools, ERRORS, y=EFFECTS, draws=100, warmup=100)
+    tree = quiet(eight_schools, ERRORS, y=EFFECTS, draws=100, warmup=100)
     return page(tree)[0]
 
 
@@ -268,7 +269,7 @@ class TestEvidence:
         assert "standard error" not in part
 
     def test_enumeration_is_exact(self):
-        tree = quiet(ppl.infer, die, 1.2, draws=100)
+        tree = quiet(die, 1.2, draws=100)
         exact = np.log(sum(
             w * np.exp(-0.5 * (1.2 - k) ** 2) / np.sqrt(2 * np.pi)
             for k, w in enumerate((0.2, 0.3, 0.5))
@@ -471,7 +472,7 @@ def mean_of(y, scale):
 class TestSensitivity:
     @staticmethod
     def scored(model, *args, **kwargs):
-        return ppl.log_likelihood(quiet(ppl.infer, model, *args, **kwargs), model, *args, **kwargs)
+        return ppl.log_likelihood(quiet(model, *args, **kwargs), model, *args, **kwargs)
 
     def test_conflict(self, capfd):
         tree = self.scored(mean_of, np.full(4, 8.0), 1.0)

@@ -8,6 +8,7 @@ import numpy as np
 import numpyro
 import numpyro.distributions as dist
 import pytest
+from helpers import compilations
 
 import ppl_toolkit as ppl
 from ppl_toolkit.errors import DataBakedWarning, InferenceWarning
@@ -101,10 +102,6 @@ def test_derivative_rules_are_not_shared():
 
 def test_library_functions_with_rules_of_their_own_compile_once():
     """relu, softplus and logsumexp carry rules; a second call must not compile again."""
-    compiled = []
-    jax.monitoring.register_event_duration_secs_listener(
-        lambda event, duration, **_: compiled.append(event) if "backend_compile" in event else None
-    )
 
     def model(x, y):
         w = numpyro.sample("w", dist.Normal(0, 1).expand([3]).to_event(1))
@@ -114,6 +111,6 @@ def test_library_functions_with_rules_of_their_own_compile_once():
 
     x = np.linspace(-1, 1, 20)
     infer(model, x, Y)
-    compiled.clear()
+    compilations.clear()
     infer(model, 2 * x, Y + 1)
-    assert compiled == []
+    assert compilations == []

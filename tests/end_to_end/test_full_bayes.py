@@ -1,17 +1,15 @@
 """One function object, by NUTS and by every particle method: the same posterior."""
 
-import warnings
-
 import jax.numpy as jnp
 import numpy as np
 import numpyro
 import numpyro.distributions as dist
 import pytest
+from helpers import quiet
 from numpyro.contrib.control_flow import scan
 
 import ppl_toolkit as ppl
 from ppl_toolkit import convergence
-from ppl_toolkit.errors import InferenceWarning
 from ppl_toolkit.inference import (
     PMMH,
     PPG,
@@ -21,12 +19,6 @@ from ppl_toolkit.inference import (
     ParticleGibbs,
     ScoreAscent,
 )
-
-
-def quiet(*args, **kwargs):
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", InferenceWarning)
-        return ppl.infer(*args, progress=False, **kwargs)
 
 
 def linear(y):

@@ -8,9 +8,9 @@ import numpy as np
 import numpyro
 import numpyro.distributions as dist
 import pytest
+from helpers import quiet, quietly
 from models import EFFECTS, ERRORS, conjugate, die, eight_schools
 from numpyro.contrib.control_flow import cond
-from test_stores import quiet
 
 import ppl_toolkit as ppl
 import ppl_toolkit.runner
@@ -37,14 +37,14 @@ EVERY = {
 def test_every_method_is_extended_and_resumed(what, tmp_path):
     model, data, method = EVERY[what]
     options = {"method": method, "warmup": 20} if what in ("nuts", "hmc") else {"method": method}
-    whole = quiet(ppl.infer, model, data, draws=40, **options)
+    whole = quiet(model, data, draws=40, **options)
     store = tmp_path / "run.zarr"
-    part = quiet(ppl.infer, model, data, draws=25, store=store, **options)
+    part = quiet(model, data, draws=25, store=store, **options)
     saved = ppl.load(ppl.save(part.load(), tmp_path / "part.nc"))
     group = "prior" if what == "prior" else "posterior"
     for again in (
-        quiet(ppl.extend, saved, model, data, draws=15),
-        quiet(ppl.infer, model, data, resume=store, draws=40),
+        quietly(ppl.extend, saved, model, data, draws=15),
+        quiet(model, data, resume=store, draws=40),
     ):
         for name, values in whole[group].data_vars.items():
             np.testing.assert_array_equal(again[group][name], values)
@@ -62,7 +62,7 @@ def test_superchains_share_their_starts_and_nothing_else(init, tmp_path):
     options = {"chains": 6, "superchains": 2, "warmup": 10, "threads": 1, "lanes": 3, "init": init}
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(ppl_toolkit.runner._Unit, "init", recorded)
-        tree = quiet(ppl.infer, conjugate, Y, draws=30, **options)
+        tree = quiet(conjugate, Y, draws=30, **options)
     first, second = (position for _, position in sorted(starts))
     assert np.unique(first).size == np.unique(second).size == 1
     assert first[0] != second[0]
@@ -70,9 +70,9 @@ def test_superchains_share_their_starts_and_nothing_else(init, tmp_path):
     assert np.unique(draws[:, 0]).size == 6
     assert tree.attrs["superchains"] == 2
     store = tmp_path / "run.zarr"
-    part = quiet(ppl.infer, conjugate, Y, draws=20, store=store, **options)
-    extended = quiet(ppl.extend, part, conjugate, Y, draws=10)
-    resumed = quiet(ppl.infer, conjugate, Y, draws=30, resume=store)
+    part = quiet(conjugate, Y, draws=20, store=store, **options)
+    extended = quietly(ppl.extend, part, conjugate, Y, draws=10)
+    resumed = quiet(conjugate, Y, draws=30, resume=store)
     for again in (extended, resumed):
         np.testing.assert_array_equal(again["posterior"]["m"], draws)
         assert again.attrs["superchains"] == 2
@@ -85,21 +85,21 @@ class MyNUTS(ppl.NUTS):
 
 def test_methods_of_ones_own_are_passed_again(tmp_path):
     store = tmp_path / "run.zarr"
-    first = quiet(ppl.infer, conjugate, Y, method=MyNUTS(), draws=20, warmup=20, store=store)
+    first = quiet(conjugate, Y, method=MyNUTS(), draws=20, warmup=20, store=store)
     with pytest.raises(CheckpointError, match="MyNUTS; pass it"):
         ppl.extend(first, conjugate, Y)
-    more = quiet(ppl.extend, first.load(), conjugate, Y, draws=10, method=MyNUTS())
-    again = quiet(ppl.infer, conjugate, Y, resume=store, draws=30, method=MyNUTS())
+    more = quietly(ppl.extend, first.load(), conjugate, Y, draws=10, method=MyNUTS())
+    again = quiet(conjugate, Y, resume=store, draws=30, method=MyNUTS())
     np.testing.assert_array_equal(more["posterior"]["m"], again["posterior"]["m"])
     with pytest.raises(CheckpointError, match="it cannot go on"):
         ppl.extend(first, conjugate, Y, method=MyNUTS(max_depth=3))
 
 
 def test_thinned_results_go_on_after_their_run_and_parts_of_chains_do_not():
-    whole = quiet(ppl.infer, conjugate, Y, draws=60, warmup=20)
-    part = quiet(ppl.infer, conjugate, Y, draws=40, warmup=20)
+    whole = quiet(conjugate, Y, draws=60, warmup=20)
+    part = quiet(conjugate, Y, draws=40, warmup=20)
     thinned = part.isel(draw=slice(0, None, 2))
-    more = quiet(ppl.extend, thinned, conjugate, Y, draws=20)
+    more = quietly(ppl.extend, thinned, conjugate, Y, draws=20)
     assert more["posterior"].sizes["draw"] == 40
     np.testing.assert_array_equal(more["posterior"]["m"][:, 20:], whole["posterior"]["m"][:, 40:])
     assert int(more["posterior"]["draw"][-1]) == 59
@@ -118,7 +118,7 @@ def test_a_result_of_other_sites_is_no_start():
         b = numpyro.sample("b", dist.Normal(0, 1))
         numpyro.sample("y", dist.Normal(a + b, 1), obs=y)
 
-    tree = quiet(ppl.infer, straight, Y, draws=20, warmup=20)
+    tree = quiet(straight, Y, draws=20, warmup=20)
     with pytest.raises(CheckpointError, match=r"\['a', 'b'\].*\['b', 'a'\]"):
         ppl.infer(swapped, Y, init=tree)
 
@@ -135,7 +135,7 @@ def test_models_with_a_branch():
         numpyro.sample("y", dist.Normal(m + shift, 1.0), obs=y)
 
     flag = np.asarray(True)
-    tree = quiet(ppl.infer, branching, flag, Y, draws=20, warmup=20)
+    tree = quiet(branching, flag, Y, draws=20, warmup=20)
     assert "posterior_predictive" in ppl.predict(tree, branching, flag, Y).children
     assert "log_likelihood" in ppl.log_likelihood(tree, branching, flag, Y).children
 
@@ -148,7 +148,7 @@ def holes(x, y=None, mask=None):
 
 def test_what_was_partly_observed_is_predicted():
     x, mask = np.arange(4.0), np.array([True, True, False, True])
-    tree = quiet(ppl.infer, holes, x, x, mask, draws=50, warmup=100)
+    tree = quiet(holes, x, x, mask, draws=50, warmup=100)
     for new in (x + 100, np.arange(6.0)):
         drawn = ppl.predict(tree, holes, new)["predictions"]["y"]
         assert drawn.shape == (4, 50, len(new))
@@ -162,18 +162,18 @@ def test_scalar_data_are_in_the_result(tmp_path):
         numpyro.sample("y", dist.Normal(m, 1), obs=y)
 
     for store in (None, tmp_path / "run.zarr"):
-        tree = quiet(ppl.infer, scalar, 2.0, 1.5, draws=20, warmup=20, store=store)
+        tree = quiet(scalar, 2.0, 1.5, draws=20, warmup=20, store=store)
         assert float(tree["observed_data"]["y"]) == 1.5
         assert float(tree["constant_data"]["scale"]) == 2.0
 
 
 def test_labels_of_predictions_stay_with_them():
-    tree = quiet(ppl.infer, conjugate, Y, coords={"row": list("abc")}, draws=20, warmup=20)
+    tree = quiet(conjugate, Y, coords={"row": list("abc")}, draws=20, warmup=20)
     tree = ppl.predict(tree, conjugate, Y + 1, coords={"row": ["n0", "n1", "n2"]})
     again = ppl.predict(tree, conjugate, Y)
     assert list(again["posterior_predictive"]["row"].values) == list("abc")
     assert list(again["predictions"]["row"].values) == ["n0", "n1", "n2"]
-    more = quiet(ppl.extend, tree, conjugate, Y, draws=10)
+    more = quietly(ppl.extend, tree, conjugate, Y, draws=10)
     assert list(more["observed_data"]["row"].values) == list("abc")
 
 
@@ -184,7 +184,7 @@ def test_labels_of_subsampled_rows_are_those_of_the_run():
             numpyro.sample("y", dist.Normal(m, 1), obs=y[rows])
 
     y = np.arange(8.0)
-    tree = quiet(ppl.infer, model, y, coords={"row": list("abcdefgh")}, draws=20, warmup=20)
+    tree = quiet(model, y, coords={"row": list("abcdefgh")}, draws=20, warmup=20)
     drawn = ppl.predict(tree, model, y)
     np.testing.assert_array_equal(
         drawn["posterior_predictive"]["row"], drawn["observed_data"]["row"]
@@ -207,7 +207,7 @@ def test_a_closed_stream_does_not_cost_the_draws(monkeypatch):
             return False
 
     monkeypatch.setattr(sys, "stderr", Closed())
-    tree = quiet(ppl.infer, conjugate, Y, draws=40, warmup=20, progress="lines")
+    tree = quiet(conjugate, Y, draws=40, warmup=20, progress="lines")
     assert tree["posterior"].sizes["draw"] == 40
 
 
@@ -238,10 +238,10 @@ def test_a_run_that_never_starts_leaves_no_store(tmp_path):
 
 def test_the_store_of_a_run_is_not_overwritten_by_save(tmp_path):
     store = tmp_path / "run.zarr"
-    tree = quiet(ppl.infer, conjugate, Y, draws=20, warmup=20, store=store)
+    tree = quiet(conjugate, Y, draws=20, warmup=20, store=store)
     with pytest.raises(OptionError, match="store of a run"):
         ppl.save(tree, store)
-    assert quiet(ppl.infer, conjugate, Y, resume=store, draws=30)["posterior"].sizes["draw"] == 30
+    assert quiet(conjugate, Y, resume=store, draws=30)["posterior"].sizes["draw"] == 30
 
 
 def test_results_without_draws_say_so():
@@ -264,6 +264,6 @@ def test_results_without_draws_say_so():
 
 
 def test_sites_nobody_knows_are_refused():
-    tree = quiet(ppl.infer, conjugate, Y, draws=20, warmup=20)
+    tree = quiet(conjugate, Y, draws=20, warmup=20)
     with pytest.raises(SiteError, match="no site 'mu'"):
         ppl.predict(tree, eight_schools, ERRORS)

@@ -4,10 +4,9 @@ import numpy as np
 import numpyro
 import numpyro.distributions as dist
 import pytest
-from jax import monitoring
+from helpers import compilations, quiet, quietly
 from jax.scipy.special import logsumexp
 from models import EFFECTS, ERRORS, eight_schools
-from test_stores import quiet
 
 import ppl_toolkit as ppl
 from ppl_toolkit.errors import CheckpointError, MethodError, OptionError, SiteError
@@ -48,7 +47,7 @@ def spec(discrete):
 @pytest.fixture(scope="module")
 def exact():
     """With z summed out; 4000 draws of NUTS."""
-    return quiet(ppl.infer, mixed, Y, seed=5)["posterior"]
+    return quiet(mixed, Y, seed=5)["posterior"]
 
 
 class TestDiscreteSitesBesideContinuousOnes:
@@ -64,7 +63,7 @@ class TestDiscreteSitesBesideContinuousOnes:
     )
     def test_the_posterior_is_that_of_the_sum(self, discrete, exact):
         """Means of three sites within 4 standard errors of their difference: 2e-4 a kernel."""
-        found = quiet(ppl.infer, mixed, Y, method=MCMC(spec(discrete)), seed=1)["posterior"]
+        found = quiet(mixed, Y, method=MCMC(spec(discrete)), seed=1)["posterior"]
         for site in ("w", "first", "second"):
             assert ppl.convergence.rhat(np.asarray(found[site])) < 1.05
             parts = [np.asarray(draws[site]) for draws in (found, exact)]
@@ -75,7 +74,7 @@ class TestDiscreteSitesBesideContinuousOnes:
         assert found["z"].dtype.kind == "i"
 
     def test_predictions_use_the_draws_of_z(self):
-        tree = quiet(ppl.infer, mixed, Y, method=MCMC(spec(Gibbs())), seed=1, draws=200)
+        tree = quiet(mixed, Y, method=MCMC(spec(Gibbs())), seed=1, draws=200)
         predicted = ppl.predict(tree, mixed, Y)["posterior_predictive"]["y"]
         z = tree["posterior"]["z"]
         # Given z the prediction is normal around one of two means five apart.
@@ -103,13 +102,13 @@ KERNELS = {
 def test_chunks_extensions_and_resumptions_give_the_same_draws(name, tmp_path):
     model, args, kernel = KERNELS[name]
     options = {"method": MCMC(kernel), "warmup": 30, "chains": 2, "seed": 3}
-    whole = quiet(ppl.infer, model, *args, draws=30, chunk=7, **options)
+    whole = quiet(model, *args, draws=30, chunk=7, **options)
     store = tmp_path / "run.zarr"
-    part = quiet(ppl.infer, model, *args, draws=20, store=store, threads=1, **options)
+    part = quiet(model, *args, draws=20, store=store, threads=1, **options)
     saved = ppl.load(ppl.save(part.load(), tmp_path / "part.nc"))
     for again in (
-        quiet(ppl.extend, saved, model, *args, draws=10, method=MCMC(kernel)),
-        quiet(ppl.infer, model, *args, draws=30, resume=store, method=MCMC(kernel)),
+        quietly(ppl.extend, saved, model, *args, draws=10, method=MCMC(kernel)),
+        quiet(model, *args, draws=30, resume=store, method=MCMC(kernel)),
     ):
         for site, values in whole["posterior"].data_vars.items():
             np.testing.assert_array_equal(again["posterior"][site], values)
@@ -118,7 +117,7 @@ def test_chunks_extensions_and_resumptions_give_the_same_draws(name, tmp_path):
 def test_a_stored_composition_must_be_passed_again(tmp_path):
     store = tmp_path / "run.zarr"
     options = {"method": MCMC(spec(Gibbs())), "warmup": 5, "chains": 1}
-    tree = quiet(ppl.infer, mixed, Y, draws=5, store=store, **options)
+    tree = quiet(mixed, Y, draws=5, store=store, **options)
     for again in (
         lambda: ppl.infer(mixed, Y, draws=9, resume=store),
         lambda: ppl.extend(tree, mixed, Y, draws=3),
@@ -130,16 +129,13 @@ def test_a_stored_composition_must_be_passed_again(tmp_path):
 
 
 def test_new_data_of_the_same_shape_compile_nothing():
-    method, events = MCMC(spec(Gibbs())), []
+    method = MCMC(spec(Gibbs()))
     options = {"method": method, "draws": 20, "warmup": 20, "chains": 1}
-    quiet(ppl.infer, mixed, Y, **options)
+    quiet(mixed, Y, **options)
 
-    def listen(name, *_, **__):
-        events.append(name)
-
-    monitoring.register_event_duration_secs_listener(listen)
-    quiet(ppl.infer, mixed, Y + 0.5, seed=9, **{**options, "draws": 30})
-    assert not [name for name in events if "backend_compile" in name]
+    compilations.clear()
+    quiet(mixed, Y + 0.5, seed=9, **{**options, "draws": 30})
+    assert not compilations
 
 
 def test_modes_ten_standard_deviations_apart():
@@ -151,9 +147,7 @@ def test_modes_ten_standard_deviations_apart():
         numpyro.factor("likelihood", logsumexp(two))
 
     powers = [1.0, 0.4, 0.15, 0.05, 0.01]
-    tree = quiet(
-        ppl.infer, modes, method=MCMC(ParallelTempering(NUTS(), powers)), draws=2000, seed=2
-    )
+    tree = quiet(modes, method=MCMC(ParallelTempering(NUTS(), powers)), draws=2000, seed=2)
     right = np.asarray(tree["posterior"]["x"] > 0, float)
     # the prior is wide but not flat: both modes are equally far from its mean
     assert abs(right.mean() - 0.7) < 4 * ppl.convergence.mcse(right)
@@ -170,7 +164,7 @@ def test_a_power_of_the_likelihood():
             numpyro.sample("y", dist.Normal(m, 1), obs=y)
 
     y = np.array([0.4, 1.2, 2.0])
-    draws = quiet(ppl.infer, mean, y, method=MCMC(tempered(NUTS(), 0.3)), seed=4)["posterior"]["m"]
+    draws = quiet(mean, y, method=MCMC(tempered(NUTS(), 0.3)), seed=4)["posterior"]["m"]
     precision = 0.25 + 0.3 * 3
     wanted = 0.3 * y.sum() / precision
     assert abs(float(draws.mean()) - wanted) < 4 * ppl.convergence.mcse(np.asarray(draws))

@@ -9,22 +9,17 @@ import numpy as np
 import numpyro
 import numpyro.distributions as dist
 import pytest
+from helpers import quiet
 from models import EFFECTS, ERRORS, conjugate, die, eight_schools
 from numpyro.infer import MCMC, NUTS
 from scipy import stats
 
 import ppl_toolkit as ppl
-from ppl_toolkit.errors import InferenceWarning, MethodError
+from ppl_toolkit.errors import MethodError
 
 Y = np.random.default_rng(0).normal(1.0, 1.0, size=12)
 PRECISION = 12 + 1 / 4  # of the conjugate posterior
 MEAN, SD = Y.sum() / PRECISION, PRECISION**-0.5
-
-
-def quiet(*args, **options):
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", InferenceWarning)
-        return ppl.infer(*args, **{"progress": False, **options})
 
 
 def z_scores(tree, name, mean, sd):

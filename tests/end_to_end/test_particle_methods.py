@@ -1,48 +1,19 @@
 """Particle methods through `infer`: one model function, every method."""
 
-import warnings
-
 import jax.numpy as jnp
 import numpy as np
 import numpyro
 import numpyro.distributions as dist
 import pytest
-from jax import monitoring
+from helpers import compilations, quiet
+from linear_series import series_from_start as model
+from linear_series import simulated_from_start as simulated
 from numpyro.contrib.control_flow import scan
 
 import ppl_toolkit as ppl
 from ppl_toolkit import convergence
-from ppl_toolkit.errors import InferenceWarning, MethodError, OptionError, SiteError
+from ppl_toolkit.errors import MethodError, OptionError, SiteError
 from ppl_toolkit.inference import PMMH, Adapted, Bootstrap, Laplace, ParticleFilter, ParticleGibbs
-
-
-def quiet(*args, **kwargs):
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", InferenceWarning)
-        return ppl.infer(*args, progress=False, **kwargs)
-
-
-def simulated(size, seed=0):
-    rng = np.random.default_rng(seed)
-    x, y = rng.normal(), []
-    for _ in range(size):
-        x = 0.8 * x + 0.5 * rng.normal()
-        y.append(x + 0.7 * rng.normal())
-    return np.array(y)
-
-
-def model(y):
-    """A linear Gaussian series with unknown dynamics."""
-    phi = numpyro.sample("phi", dist.Uniform(-1, 1))
-    q = numpyro.sample("q", dist.HalfNormal(1.0))
-    start = numpyro.sample("x_0", dist.Normal(0.0, 1.0))
-
-    def step(x, y_t):
-        x = numpyro.sample("x", dist.Normal(phi * x, q))
-        numpyro.sample("y", dist.Normal(x, 0.7), obs=y_t)
-        return x, None
-
-    scan(step, start, y)
 
 
 def gaussian(y, lags):
@@ -259,12 +230,9 @@ def test_discrete_latents_follow_the_forward_backward_law():
 )
 def test_new_data_and_parameters_compile_nothing(method, other):
     quiet(model, Y, method=method, draws=20, warmup=20)
-    compiled = []
-    monitoring.register_event_duration_secs_listener(
-        lambda name, *_, **__: compiled.append(name) if "backend_compile" in name else None
-    )
+    compilations.clear()
     quiet(model, simulated(20, seed=1), method=other, draws=20, warmup=20)
-    assert not compiled
+    assert not compilations
 
 
 def test_what_a_filter_cannot_serve_is_said_before_anything_runs():

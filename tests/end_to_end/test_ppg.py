@@ -1,19 +1,19 @@
 """PaRIS particle Gibbs, and sums along a filter, through `infer`."""
 
-import warnings
-
 import jax.numpy as jnp
 import numpy as np
 import numpyro
 import numpyro.distributions as dist
 import pytest
 import xarray
-from jax import monitoring
+from helpers import compilations, quiet
+from linear_series import series_from_start as model
+from linear_series import simulated_from_start
 from numpyro.contrib.control_flow import scan
 
 import ppl_toolkit as ppl
 from ppl_toolkit.diagnostics.smoothing import smoothed
-from ppl_toolkit.errors import DataError, InferenceWarning, MethodError, OptionError, SiteError
+from ppl_toolkit.errors import DataError, MethodError, OptionError, SiteError
 from ppl_toolkit.inference import (
     MCMC,
     NUTS,
@@ -29,35 +29,7 @@ from ppl_toolkit.results import build
 T = 15
 
 
-def quiet(*args, **kwargs):
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", InferenceWarning)
-        return ppl.infer(*args, progress=False, **kwargs)
-
-
-def model(y):
-    phi = numpyro.sample("phi", dist.Uniform(-1, 1))
-    q = numpyro.sample("q", dist.HalfNormal(1.0))
-    start = numpyro.sample("x_0", dist.Normal(0.0, 1.0))
-
-    def step(x, y_t):
-        x = numpyro.sample("x", dist.Normal(phi * x, q))
-        numpyro.sample("y", dist.Normal(x, 0.7), obs=y_t)
-        return x, None
-
-    scan(step, start, y)
-
-
-def simulated(seed=0):
-    rng = np.random.default_rng(seed)
-    x, y = rng.normal(), []
-    for _ in range(T):
-        x = 0.8 * x + 0.5 * rng.normal()
-        y.append(x + 0.7 * rng.normal())
-    return np.array(y)
-
-
-Y = simulated()
+Y = simulated_from_start(T)
 KNOWN = {"phi": 0.8, "q": 0.5}
 
 
@@ -129,13 +101,10 @@ class TestKnownParameters:
     def test_new_data_and_parameters_compile_nothing(self):
         method = PPG(functional=SUMS, given=KNOWN, particles=8)
         quiet(model, Y, method=method, draws=10)
-        compiled = []
-        monitoring.register_event_duration_secs_listener(
-            lambda name, *_, **__: compiled.append(name) if "backend_compile" in name else None
-        )
+        compilations.clear()
         other = PPG(functional=SUMS, given={"phi": 0.5, "q": 0.6}, particles=8)
         tree = quiet(model, Y + 1, method=other, draws=10)
-        assert not compiled
+        assert not compilations
         assert np.allclose(tree["posterior"]["phi"], 0.5)
 
 

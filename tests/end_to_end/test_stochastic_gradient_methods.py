@@ -4,8 +4,7 @@ import numpy as np
 import numpyro
 import numpyro.distributions as dist
 import pytest
-from jax import monitoring
-from test_stores import quiet
+from helpers import compilations, quiet, quietly
 
 import ppl_toolkit as ppl
 from ppl_toolkit.errors import MethodError, OptionError
@@ -43,7 +42,7 @@ def test_a_regression_by_minibatches(name):
     """The exact posterior: the mean within 4 standard errors and a tenth of its standard deviation
     (minibatches of a tenth of the data), the standard deviation within the share given."""
     method, bias = METHODS[name]
-    tree = quiet(ppl.infer, regression, X, Y, 40, method=method, draws=1500, seed=1)
+    tree = quiet(regression, X, Y, 40, method=method, draws=1500, seed=1)
     draws = np.asarray(tree["posterior"]["w"])
     for i in range(2):
         error = 4 * ppl.convergence.mcse(draws[..., i])
@@ -74,8 +73,8 @@ def test_other_kernels_of_a_cycle_see_all_rows():
 
     noisy = ppl.SGLD(2e-4, steps=20, control_variates=True)
     options = {"draws": 1000, "seed": 2}
-    found = quiet(ppl.infer, hierarchical, X, shift, 20, method=kernel(noisy), **options)
-    wanted = quiet(ppl.infer, hierarchical, X, shift, None, method=kernel(NUTS()), **options)
+    found = quiet(hierarchical, X, shift, 20, method=kernel(noisy), **options)
+    wanted = quiet(hierarchical, X, shift, None, method=kernel(NUTS()), **options)
     for site in ("on", "tau", "w"):
         draws = [np.asarray(tree["posterior"][site], float) for tree in (found, wanted)]
         draws = [x[..., 0] if x.ndim == 3 else x for x in draws]
@@ -86,7 +85,7 @@ def test_other_kernels_of_a_cycle_see_all_rows():
 
 
 def test_results_are_of_all_the_data():
-    tree = quiet(ppl.infer, regression, X, Y, 40, method=ppl.SGLD(2e-4, warmup=20), draws=30)
+    tree = quiet(regression, X, Y, 40, method=ppl.SGLD(2e-4, warmup=20), draws=30)
     assert tree.attrs["minibatched_plates"] == "row"
     np.testing.assert_array_equal(tree["observed_data"]["y"], Y)
     assert tree["posterior"]["centre"].shape == (4, 30, 40)  # what the model computes row by row
@@ -112,13 +111,13 @@ KERNELS = {
 def test_chunks_extensions_and_resumptions_give_the_same_draws(name, tmp_path):
     model, args, method = regression, (X, Y, 40), KERNELS[name]
     options = {"method": method, "warmup": 30, "chains": 2, "seed": 3}
-    whole = quiet(ppl.infer, model, *args, draws=30, chunk=7, **options)
+    whole = quiet(model, *args, draws=30, chunk=7, **options)
     store = tmp_path / "run.zarr"
-    part = quiet(ppl.infer, model, *args, draws=20, store=store, threads=1, **options)
+    part = quiet(model, *args, draws=20, store=store, threads=1, **options)
     saved = ppl.load(ppl.save(part.load(), tmp_path / "part.nc"))
     for again in (
-        quiet(ppl.extend, saved, model, *args, draws=10, method=method),
-        quiet(ppl.infer, model, *args, draws=30, resume=store, method=method),
+        quietly(ppl.extend, saved, model, *args, draws=10, method=method),
+        quiet(model, *args, draws=30, resume=store, method=method),
     ):
         for group in ("posterior", "sample_stats"):
             for site, values in whole[group].data_vars.items():
@@ -127,25 +126,24 @@ def test_chunks_extensions_and_resumptions_give_the_same_draws(name, tmp_path):
 
 def test_a_stored_run_with_plain_options_goes_on_by_itself():
     options = {"method": ppl.SGLD(1e-3), "warmup": 10, "chains": 1}
-    tree = quiet(ppl.infer, regression, X, Y, 40, draws=10, **options)
-    more = quiet(ppl.extend, tree, regression, X, Y, 40, draws=5)
+    tree = quiet(regression, X, Y, 40, draws=10, **options)
+    more = quietly(ppl.extend, tree, regression, X, Y, 40, draws=5)
     assert more.attrs["method"] == "SGLD"
     assert more["posterior"].sizes["draw"] == 15
 
 
 def test_new_data_of_the_same_shape_and_new_step_sizes_compile_nothing():
     options = {"method": ppl.SGHMC(1e-2, control_variates=True), "warmup": 20, "chains": 1}
-    quiet(ppl.infer, regression, X, Y, 40, draws=20, **options)
-    events = []
-    monitoring.register_event_duration_secs_listener(lambda name, *_, **__: events.append(name))
+    quiet(regression, X, Y, 40, draws=20, **options)
+    compilations.clear()
     program = ppl.Program(regression, (X, Y + 0.5, 40))
     assert program.whole.sites["y"].shape == (N,)
     options["method"] = ppl.SGHMC(2e-3, friction=0.3, control_variates=True)
-    tree = quiet(ppl.infer, regression, X, Y + 0.5, 40, draws=30, seed=9, **options)
+    tree = quiet(regression, X, Y + 0.5, 40, draws=30, seed=9, **options)
     assert set(np.unique(tree["sample_stats"]["step_size"])) == {2e-3}
-    refit = quiet(ppl.infer, regression, X, Y + 1.0, 40, draws=30, init=tree, **options)
+    refit = quiet(regression, X, Y + 1.0, 40, draws=30, init=tree, **options)
     assert refit["posterior"].sizes["draw"] == 30
-    assert sum("backend_compile" in name for name in events) <= 1  # the refresh of the refit
+    assert len(compilations) <= 1  # the refresh of the refit
 
 
 # -- what is refused ------------------------------------------------------------------------------
@@ -198,7 +196,7 @@ def test_what_cannot_be_is_refused_before_any_compilation(what):
 
 
 def test_a_batch_size_that_is_written_out_is_no_harm_to_plain_gradients():
-    tree = quiet(ppl.infer, written_out, Y[:12], method=ppl.SGLD(0.01, warmup=10), draws=20)
+    tree = quiet(written_out, Y[:12], method=ppl.SGLD(0.01, warmup=10), draws=20)
     assert np.isfinite(tree["posterior"]["m"]).all()
 
 
@@ -208,12 +206,12 @@ def test_a_name_is_not_enough():
 
 
 def test_divergences_and_heat_are_found():
-    tree = quiet(ppl.infer, regression, X, Y, 40, method=ppl.SGLD(2.0, warmup=10), draws=200)
+    tree = quiet(regression, X, Y, 40, method=ppl.SGLD(2.0, warmup=10), draws=200)
     kinds = {found.kind: found for found in ppl.findings(tree)}
     assert kinds["divergences"].severity == "error"
     assert "step_size" in kinds["divergences"].remedy
     assert np.isfinite(tree["posterior"]["w"]).all()
-    tree = quiet(ppl.infer, regression, X, Y, 40, method=ppl.SGHMC(3e-2, warmup=50), draws=200)
+    tree = quiet(regression, X, Y, 40, method=ppl.SGHMC(3e-2, warmup=50), draws=200)
     assert {found.kind for found in ppl.findings(tree)} >= {"hot"}
 
 

@@ -14,6 +14,7 @@ import numpyro.distributions as dist
 import pandas
 import pytest
 import xarray
+from helpers import quiet, quietly
 from models import EFFECTS, ERRORS, conjugate, eight_schools
 from numpyro import handlers
 
@@ -23,14 +24,8 @@ from ppl_toolkit.errors import CheckpointError, DataError, InferenceWarning, Opt
 SCHOOLS = list("ABCDEFGH")
 
 
-def quiet(call, *args, **options):
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", InferenceWarning)
-        return call(*args, **{"progress": False, **options})
-
-
 def schools(**options):
-    return quiet(ppl.infer, eight_schools, ERRORS, y=EFFECTS, **options)
+    return quiet(eight_schools, ERRORS, y=EFFECTS, **options)
 
 
 class TestResume:
@@ -154,7 +149,7 @@ def test_ctrl_c_in_the_warm_up_leaves_something_to_go_on_with(stored, tmp_path):
     subprocess.run([sys.executable, "-c", script], check=True, timeout=300)
     whole = schools(draws=40, warmup=100, seed=3)
     part = ppl.load(saved)
-    extended = quiet(ppl.extend, part, eight_schools, ERRORS, y=EFFECTS, draws=40)
+    extended = quietly(ppl.extend, part, eight_schools, ERRORS, y=EFFECTS, draws=40)
     parts = [extended, *([schools(resume=store)] if stored else [])]
     for tree in parts:
         assert tree["posterior"].sizes["draw"] == 40
@@ -180,10 +175,10 @@ def log_normal(x, mean):
 def test_a_log_density_goes_on_and_is_refitted(tmp_path):
     store = tmp_path / "run.zarr"
     mean = np.array([1.0, -1.0])
-    first = quiet(ppl.infer, log_normal, mean, init=np.zeros(2), draws=30, store=store)
-    more = quiet(ppl.infer, log_normal, mean, resume=store, draws=60)
+    first = quiet(log_normal, mean, init=np.zeros(2), draws=30, store=store)
+    more = quiet(log_normal, mean, resume=store, draws=60)
     np.testing.assert_array_equal(more["posterior"]["x"][:, :30], first["posterior"]["x"])
-    other = quiet(ppl.infer, log_normal, mean + 5, init=more, draws=500)
+    other = quiet(log_normal, mean + 5, init=more, draws=500)
     assert np.abs(other["posterior"]["x"].mean(["chain", "draw"]) - mean - 5).max() < 0.2
 
 
@@ -192,8 +187,8 @@ def test_a_model_whose_site_is_called_as_a_positions_is_no_log_density():
         x = numpyro.sample("x", dist.Normal(0, 1))
         numpyro.sample("y", dist.Normal(x, sd), obs=y)
 
-    tree = quiet(ppl.infer, model, np.ones(3), draws=20, warmup=20)
-    more = quiet(ppl.extend, tree, model, np.ones(3), draws=20)
+    tree = quiet(model, np.ones(3), draws=20, warmup=20)
+    more = quietly(ppl.extend, tree, model, np.ones(3), draws=20)
     assert more["posterior"].sizes["draw"] == 40
 
 
@@ -219,7 +214,7 @@ HOMES = {
 @pytest.mark.parametrize("where", ["memory", "disk"])
 def test_an_argument_may_have_the_name_of_a_plate(where, tmp_path):
     store = tmp_path / "run.zarr" if where == "disk" else None
-    tree = quiet(ppl.infer, radon, **HOMES, draws=20, warmup=20, store=store)
+    tree = quiet(radon, **HOMES, draws=20, warmup=20, store=store)
     assert tree["posterior"]["a"].dims == ("chain", "draw", "county")
     np.testing.assert_array_equal(tree["constant_data"]["county"].values, HOMES["county"])
     assert tree["observed_data"]["y"].dims == ("house",)
@@ -240,10 +235,10 @@ def part(y):
 def test_scoped_sites_come_back_with_dots(where, tmp_path):
     y = np.array([0.5, 1.5])
     store = tmp_path / "run.zarr" if where == "disk" else None
-    tree = quiet(ppl.infer, parts, y, draws=20, warmup=20, store=store)
+    tree = quiet(parts, y, draws=20, warmup=20, store=store)
     assert set(tree["posterior"].data_vars) == {"left.m", "right.m"}
     assert set(tree["observed_data"].data_vars) == {"left.y", "right.y"}
-    more = quiet(ppl.extend, tree, parts, y, draws=10)
+    more = quietly(ppl.extend, tree, parts, y, draws=10)
     drawn = ppl.predict(more, parts, y)
     drawn = ppl.log_likelihood(drawn, parts, y)
     for group in ("posterior_predictive", "log_likelihood"):
@@ -267,8 +262,8 @@ LABELS = {
 @pytest.mark.parametrize("what", LABELS)
 def test_labels_survive_stores_resumption_and_files(what, tmp_path):
     y, store = np.array([0.1, 0.2, 0.3]), tmp_path / "run.zarr"
-    quiet(ppl.infer, conjugate, y, coords={"row": LABELS[what]}, draws=20, warmup=20, store=store)
-    tree = quiet(ppl.infer, conjugate, y, resume=store, draws=25)
+    quiet(conjugate, y, coords={"row": LABELS[what]}, draws=20, warmup=20, store=store)
+    tree = quiet(conjugate, y, resume=store, draws=25)
     labels = tree["observed_data"]["row"].values
     for given, label in zip(LABELS[what], labels, strict=True):
         assert label == given or str(label) == str(given)
@@ -284,17 +279,17 @@ def test_subsampled_rows_are_labelled_by_what_they_are():
             numpyro.sample("y", dist.Normal(m, 1), obs=y[rows])
 
     y = np.arange(8.0)
-    tree = quiet(ppl.infer, model, y, draws=20, warmup=20)
+    tree = quiet(model, y, draws=20, warmup=20)
     rows = tree["observed_data"]["row"].values
     np.testing.assert_array_equal(tree["observed_data"]["y"], y[rows])
-    named = quiet(ppl.infer, model, y, coords={"row": list("abcdefgh")}, draws=20, warmup=20)
+    named = quiet(model, y, coords={"row": list("abcdefgh")}, draws=20, warmup=20)
     assert list(named["observed_data"]["row"].values) == [list("abcdefgh")[i] for i in rows]
 
 
 class TestFiles:
     @pytest.fixture
     def tree(self):
-        return quiet(ppl.infer, conjugate, np.ones(3), draws=20, warmup=20)
+        return quiet(conjugate, np.ones(3), draws=20, warmup=20)
 
     def test_a_stored_result_can_be_replaced_even_by_itself(self, tree, tmp_path):
         path = ppl.save(tree, tmp_path / "run.zarr")
@@ -354,7 +349,7 @@ def test_two_models_with_one_program_and_other_names_share_the_disk_cache(tmp_pa
 
     monkeypatch.setenv("PPL_CACHE_DIR", str(tmp_path))
     for name in ("aa", "bb"):
-        tree = quiet(ppl.infer, make(name), np.ones(2), init={name: 0.1}, draws=20, warmup=20)
+        tree = quiet(make(name), np.ones(2), init={name: 0.1}, draws=20, warmup=20)
         assert list(tree["posterior"].data_vars) == [name]
         executables.clear()
 
@@ -364,9 +359,9 @@ def test_a_closure_and_an_argument_share_the_disk_cache(tmp_path, monkeypatch):
 
     y = np.ones(3)
     monkeypatch.setenv("PPL_CACHE_DIR", str(tmp_path))
-    one = quiet(ppl.infer, conjugate, y, draws=20, warmup=20)
+    one = quiet(conjugate, y, draws=20, warmup=20)
     executables.clear()
-    two = quiet(ppl.infer, handlers.condition(unobserved, {"y": y}), 3, draws=20, warmup=20)
+    two = quiet(handlers.condition(unobserved, {"y": y}), 3, draws=20, warmup=20)
     np.testing.assert_array_equal(one["posterior"]["m"], two["posterior"]["m"])
 
 

@@ -7,7 +7,7 @@ import numpy as np
 import numpyro
 import numpyro.distributions as dist
 import pytest
-from jax import monitoring
+from helpers import compilations
 from numpyro.contrib.control_flow import scan
 
 import ppl_toolkit as ppl
@@ -76,14 +76,11 @@ def test_further_blocks_of_a_length_compile_nothing():
     online = OnlineFilter(model, Y[:4], method=METHOD)
     state = online.update(online.start(), Y[4])
     state = online.update(state, Y[5:7])  # another length
-    compiled = []
-    monitoring.register_event_duration_secs_listener(
-        lambda name, *_, **__: compiled.append(name) if "backend_compile" in name else None
-    )
+    compilations.clear()
     for y_t in Y[7:10]:
         state = online.update(state, y_t)
     assert online.update(state, Y[10:12]).time == 12
-    assert not compiled
+    assert not compilations
 
 
 def counts(y):

@@ -14,6 +14,7 @@ import numpyro
 import numpyro.distributions as dist
 import pytest
 import xarray
+from helpers import compilations
 from jax import random
 from models import conjugate, eight_schools
 from numpyro.distributions import constraints
@@ -517,14 +518,10 @@ def test_new_data_from_an_earlier_result():
 
 
 def test_new_data_compile_nothing():
-    compiled = []
-    jax.monitoring.register_event_duration_secs_listener(
-        lambda event, duration, **_: compiled.append(event) if "backend_compile" in event else None
-    )
     infer(conjugate, Y, method=SMC(particles=32, ess=0.6), draws=5)
-    before = len(compiled)
+    compilations.clear()
     infer(conjugate, Y * 2, method=SMC(particles=32, ess=0.4), draws=9, warmup=50, seed=3)
-    assert compiled[before:] == []
+    assert compilations == []
 
 
 def test_float32():

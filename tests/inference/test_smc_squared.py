@@ -12,7 +12,7 @@ import numpy as np
 import numpyro
 import numpyro.distributions as dist
 import pytest
-from jax import monitoring
+from helpers import compilations, quiet
 from linear_series import exact, series, simulated
 from numpyro.contrib.control_flow import scan
 
@@ -24,12 +24,6 @@ from ppl_toolkit.inference.inner_filter import InnerFilter
 from ppl_toolkit.inference.particle_filter import Filter
 from ppl_toolkit.inference.state_space import state_space
 from ppl_toolkit.program import Program
-
-
-def quiet(*args, **kwargs):
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", InferenceWarning)
-        return ppl.infer(*args, progress=False, **kwargs)
 
 
 def ratios(tree, log_z):
@@ -46,6 +40,7 @@ def unbiased(tree, log_z, most):
     """
     found = ratios(tree, log_z)
     error = found.std(ddof=1) / np.sqrt(found.size)
+    print(f"Zhat / Z {found.mean():.3f} +- {error:.3f} from {found.size} chains")
     assert error < most
     return abs(found.mean() - 1.0) < 4.5 * error
 
@@ -205,13 +200,10 @@ def test_what_is_said_of_the_stages(fixed, doubled):
 
 
 def test_new_data_and_thresholds_compile_nothing(fixed):
-    compiled = []
-    monitoring.register_event_duration_secs_listener(
-        lambda name, *_, **__: compiled.append(name) if "backend_compile" in name else None
-    )
+    compilations.clear()
     y = simulated(25, seed=3)
     tree = quiet(series, y, method=SMC2(**FEW, ess=0.3, exchange=0.2), chains=16, draws=256, seed=2)
-    assert not compiled
+    assert not compilations
     log_z, wanted = exact(y)
     assert unbiased(tree, log_z, 0.1)
     assert agrees(tree, wanted)

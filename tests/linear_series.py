@@ -1,4 +1,4 @@
-"""A linear Gaussian series with two unknown parameters, and its posterior by quadrature."""
+"""Linear Gaussian series with two unknown parameters, and the posterior by quadrature."""
 
 import numpy as np
 import numpyro
@@ -7,26 +7,49 @@ from numpyro.contrib.control_flow import scan
 from scipy.stats import norm
 
 
-def series(y):
-    """x_t = phi x_{t-1} + N(0, q^2), y_t = x_t + N(0, 0.7^2)."""
+def dynamics():
     phi = numpyro.sample("phi", dist.Uniform(-1, 1))
-    q = numpyro.sample("q", dist.HalfNormal(1.0))
+    return phi, numpyro.sample("q", dist.HalfNormal(1.0))
 
+
+def followed(phi, q, start, y):
     def step(x, y_t):
         x = numpyro.sample("x", dist.Normal(phi * x, q))
         numpyro.sample("y", dist.Normal(x, 0.7), obs=y_t)
         return x, None
 
-    scan(step, 0.0, y)
+    scan(step, start, y)
 
 
-def simulated(size, seed=0):
-    rng = np.random.default_rng(seed)
-    x, y = 0.0, []
+def series(y):
+    """x_t = phi x_{t-1} + N(0, q^2), y_t = x_t + N(0, 0.7^2), from x_0 = 0."""
+    followed(*dynamics(), 0.0, y)
+
+
+def series_from_start(y):
+    """The same from x_0 ~ N(0, 1)."""
+    phi, q = dynamics()
+    followed(phi, q, numpyro.sample("x_0", dist.Normal(0.0, 1.0)), y)
+
+
+def moved(rng, x, size):
+    """``size`` observations of a series with phi = 0.8, q = 0.5 that is at x before the first."""
+    y = []
     for _ in range(size):
         x = 0.8 * x + 0.5 * rng.normal()
         y.append(x + 0.7 * rng.normal())
     return np.array(y)
+
+
+def simulated(size, seed=0):
+    """Data of `series`."""
+    return moved(np.random.default_rng(seed), 0.0, size)
+
+
+def simulated_from_start(size, seed=0):
+    """Data of `series_from_start`."""
+    rng = np.random.default_rng(seed)
+    return moved(rng, rng.normal(), size)
 
 
 def exact(y, y_0=None):
