@@ -4,6 +4,8 @@ PYTHON ?= $(shell for p in python3 python3.13 python3.12; do \
 BIN := .venv/bin
 JOBS ?= 2
 DATA ?=
+# Short tests spend their time in the compiler; the slow ones run programs as users have them.
+QUICK := --xla_backend_optimization_level=0
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
 .PHONY: demo test test-slow test-interop lint format bench docs validate clean
@@ -12,7 +14,7 @@ demo: .venv/.run          ## the main job on real data: report in the terminal a
 	$(BIN)/ppl demo --out out
 
 test: .venv/.test         ## the tests
-	$(BIN)/python -m pytest -n $(JOBS) -m "not slow and not interop"
+	XLA_FLAGS="$$XLA_FLAGS $(QUICK)" $(BIN)/python -m pytest -n $(JOBS) -m "not slow and not interop"
 
 test-slow: .venv/.test    ## longer statistical validation
 	$(BIN)/python -m pytest -n $(JOBS) -m slow

@@ -8,6 +8,7 @@ executable runs code, so a directory owned by anybody else is refused.
 
 from __future__ import annotations
 
+import collections
 import contextlib
 import functools
 import hashlib
@@ -44,6 +45,9 @@ __all__ = [
 
 _FORMAT = 1
 _LIMIT_BYTES = 512 * 2**20
+# XLA maps every kernel into memory on its own, some 400 maps for a program of SMC, and Linux grants
+# a process 65,530: past that XLA aborts it.
+_MOST_IN_PROCESS = 64
 
 
 class Executable(NamedTuple):
@@ -65,7 +69,7 @@ class CacheInfo(NamedTuple):
 
 _QUICK = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
 
-_memory: dict[Any, Executable] = {}
+_memory: collections.OrderedDict[Any, Executable] = collections.OrderedDict()
 _locks: dict[Any, threading.Lock] = {}
 _guard = threading.Lock()
 
@@ -73,7 +77,7 @@ _guard = threading.Lock()
 def compiled(
     key: Any, build: Callable[[], jax.stages.Lowered], device: Any, quick: bool = False
 ) -> tuple[Executable, bool]:
-    """The executable for ``key``, built at most once in this process.
+    """The executable for ``key``, built once while it is among those used last in this process.
 
     Args:
         key: hashable; determines what ``build`` lowers.
@@ -87,13 +91,20 @@ def compiled(
     with _guard:
         lock = _locks.setdefault(key, threading.Lock())
     with lock:
-        if key in _memory:
-            return _memory[key], False
+        with _guard:
+            if key in _memory:
+                _memory.move_to_end(key)
+                return _memory[key], False
         begin = time.perf_counter()
-        lowered = build()
+        lowered = build()  # with unused arguments dropped, else JAX's caches keep it for ever
         call, source = _load_or_compile(lowered, device, quick)
-        _memory[key] = Executable(call, time.perf_counter() - begin, source)
-        return _memory[key], True
+        made = Executable(call, time.perf_counter() - begin, source)
+        with _guard:
+            _memory[key] = made
+            while len(_memory) > _MOST_IN_PROCESS:
+                oldest, _ = _memory.popitem(last=False)
+                _locks.pop(oldest, None)
+        return made, True
 
 
 def kept(function: Callable, *example: Any, quick: bool = False) -> Callable:
@@ -113,7 +124,7 @@ def kept(function: Callable, *example: Any, quick: bool = False) -> Callable:
     device = jax.devices()[0]
     executable, _ = compiled(
         ("kept", traced.text(differentiable=False), shapes, device, quick),
-        lambda: jax.jit(traced.__call__, keep_unused=True).lower(traced.consts, *example),
+        lambda: jax.jit(traced.__call__).lower(traced.consts, *example),
         device,
         quick,
     )

@@ -266,7 +266,7 @@ class Engine:
                 lambda x: jax.ShapeDtypeStruct(np.shape(x), jnp.result_type(x), sharding=sharding),
                 self._avals[name],
             )
-            return jax.jit(getattr(self, f"_{name}"), keep_unused=True).lower(*avals)
+            return jax.jit(getattr(self, f"_{name}")).lower(*avals)
 
         quick = name == "init" and getattr(self.method, "brief_start", False)
         executable, _ = executables.compiled((name, device, *self._key), build, device, quick)

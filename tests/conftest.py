@@ -3,7 +3,22 @@
 import sys
 from pathlib import Path
 
+import jax
+import pytest
+
+from ppl_toolkit import executables
+
 sys.path.insert(0, str(Path(__file__).parent))
+
+
+@pytest.fixture(scope="module", autouse=True)
+def room_for_programs():
+    """XLA maps every kernel on its own, and aborts a process with 65,530 maps."""
+    yield
+    maps = Path("/proc/self/maps")
+    if maps.exists() and maps.read_bytes().count(b"\n") > 30_000:
+        jax.clear_caches()
+        executables.clear()
 
 
 def pytest_collection_modifyitems(items):

@@ -1,10 +1,12 @@
 """What compiles, and what must not compile again; imports stay light."""
 
+import gc
 import subprocess
 import sys
 import textwrap
 import warnings
 
+import jax
 import numpy as np
 import numpyro
 import numpyro.distributions as dist
@@ -170,6 +172,33 @@ def test_every_public_name_loads():
         assert getattr(ppl, name) is not None
     with pytest.raises(AttributeError, match="no attribute 'nope'"):
         ppl.nope  # noqa: B018
+
+
+def test_programs_used_last_are_kept_and_the_others_are_freed(monkeypatch):
+    """XLA aborts a process that holds some hundred programs: they must not pile up."""
+    monkeypatch.setenv("PPL_CACHE_DIR", "off")
+    monkeypatch.setattr(executables, "_MOST_IN_PROCESS", 2)
+    executables.clear()
+    x = np.ones(3)
+
+    def living():
+        gc.collect()
+        return len(jax.devices()[0].client.live_executables())
+
+    def make(power):
+        call = executables.kept(lambda x, unused: x**power, x, x)
+        np.testing.assert_array_equal(call(2 * x, x), (2 * x) ** power)
+
+    before = living()
+    for power in (2, 3, 2, 4):  # the last two, and 3 is the oldest when 4 comes
+        make(power)
+    assert living() == before + 2
+    assert executables.cache_info().in_process == 2
+    count = len(compilations)
+    make(2)
+    assert len(compilations) == count
+    executables.clear()
+    assert living() == before
 
 
 class TestDiskCache:

@@ -95,6 +95,7 @@ class TestSchema:
         )
 
 
+@pytest.mark.slow
 def test_the_same_draws_through_arviz_from_numpyro_give_the_same_groups():
     """NumPyro's own sampler and converter agree with our names, dims, data and likelihood."""
     with jax.enable_x64(True):
@@ -131,6 +132,7 @@ class TestFiles:
         assert list(opened["posterior"]["school"].values) == SCHOOLS
         assert opened["posterior"]["theta"].dims == ("chain", "draw", "school")
 
+    @pytest.mark.slow
     def test_memory_is_bounded_when_streaming(self, tmp_path):
         """Draws of a run of 30 MB never sit in memory together."""
         import tracemalloc

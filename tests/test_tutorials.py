@@ -110,6 +110,14 @@ SAYS = {
 }
 
 
+# With few draws they spend their time in the compiler.
+QUICK = {
+    "PPL_FAST": "1",
+    "MPLBACKEND": "Agg",
+    "XLA_FLAGS": f"{os.environ.get('XLA_FLAGS', '')} --xla_backend_optimization_level=0",
+}
+
+
 def test_there_are_tutorials():
     assert set(SAYS) <= {path.stem for path in TUTORIALS}
 
@@ -118,7 +126,7 @@ def test_there_are_tutorials():
 def test_runs_from_beginning_to_end(path, tmp_path):
     done = subprocess.run(
         [sys.executable, "-c", RUN, str(path)],
-        env={**os.environ, "PPL_FAST": "1", "MPLBACKEND": "Agg"},
+        env={**os.environ, **QUICK},
         cwd=tmp_path,
         capture_output=True,
         text=True,

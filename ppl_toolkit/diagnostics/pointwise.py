@@ -119,7 +119,7 @@ class PointwiseLikelihood:
             shapes = str(jax.tree.map(lambda x: (np.shape(x), str(x.dtype)), (fixed, part(0))))
             executable, _ = executables.compiled(
                 ("pointwise", self._traced.text(), width, shapes, self.program.precision),
-                lambda: jax.jit(run, keep_unused=True).lower(*fixed, part(0)),
+                lambda: jax.jit(run).lower(*fixed, part(0)),
                 device,
             )
             for start in range(0, total, batch):

@@ -197,6 +197,7 @@ def test_mistakes_are_seen(name, mistaken):
     assert found.p_value < LEVEL
 
 
+@pytest.mark.slow
 def test_an_evidence_that_is_given_is_believed():
     method = SMC(particles=64, powers=(0.2, 0.5, 1.0), moves=2)
     right = unbiasedness(FINITE, method, seed=0, runs=200)

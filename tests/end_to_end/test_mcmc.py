@@ -98,7 +98,10 @@ KERNELS = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("name", KERNELS)
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(n, marks=[pytest.mark.slow] if n == "mixture" else []) for n in KERNELS],
+)
 def test_chunks_extensions_and_resumptions_give_the_same_draws(name, tmp_path):
     model, args, kernel = KERNELS[name]
     options = {"method": MCMC(kernel), "warmup": 30, "chains": 2, "seed": 3}

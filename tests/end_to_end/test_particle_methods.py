@@ -127,7 +127,7 @@ def backwards(y):
     "method",
     [
         pytest.param(ParticleFilter(2000, {"unused": 0.0}), marks=pytest.mark.slow, id="filter"),
-        pytest.param(ParticleGibbs(particles=32), id="gibbs"),
+        pytest.param(ParticleGibbs(particles=32), marks=pytest.mark.slow, id="gibbs"),
         pytest.param(PMMH(particles=64), marks=pytest.mark.slow, id="marginal"),
     ],
 )
@@ -145,8 +145,16 @@ def test_series_that_remember_two_steps_are_replayed():
     within(tree, "x", mean, np.sqrt(np.diag(cov)))
 
 
-@pytest.mark.parametrize("proposal", [Bootstrap(), Laplace(1)], ids=repr)
-@pytest.mark.parametrize("way", ["mask", "obs_mask"])
+@pytest.mark.parametrize(
+    ("way", "proposal"),
+    [
+        ("mask", Bootstrap()),
+        ("obs_mask", Laplace(1)),
+        pytest.param("mask", Laplace(1), marks=pytest.mark.slow),
+        pytest.param("obs_mask", Bootstrap(), marks=pytest.mark.slow),
+    ],
+    ids=repr,
+)
 def test_missing_observations_are_passed_over(way, proposal):
     """Masked in the model's own way; the evidence is that of the others, 16 filters."""
 

@@ -61,6 +61,7 @@ def hierarchical(x, y, batch):
         numpyro.sample("y", dist.Normal(x[row] @ w + 0.12 * on, 1), obs=y[row])
 
 
+@pytest.mark.slow
 def test_other_kernels_of_a_cycle_see_all_rows():
     """The same posterior as with whole gradients: means within 4 standard errors (three numbers:
     2e-4) and a tenth of a standard deviation. Minibatches of a twentieth would move the

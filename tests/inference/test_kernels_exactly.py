@@ -325,6 +325,7 @@ class TestWrongKernelsAreSeen:
         assert self.gap(LocallyBalanced()) > 1e-3
 
 
+@pytest.mark.slow
 def test_ten_thousand_states():
     """Thirteen binary elements with pair couplings: 8192 states, one locally balanced step."""
     rng = np.random.default_rng(3)

@@ -345,8 +345,12 @@ def test_smoothed_sums_agree_with_the_gaussian_smoother(gaussian, draws, moves):
 
 @pytest.mark.parametrize(
     ("particles", "proposal"),
-    [(2, Bootstrap()), (8, Bootstrap()), (4, Guided(guide, ahead)), (2, Laplace())],
-    ids=["2", "8", "guided", "laplace"],
+    [
+        pytest.param(2, Bootstrap(), id="2"),
+        pytest.param(8, Bootstrap(), marks=pytest.mark.slow, id="8"),
+        pytest.param(4, Guided(guide, ahead), id="guided"),
+        pytest.param(2, Laplace(), marks=pytest.mark.slow, id="laplace"),
+    ],
 )
 def test_conditional_sweeps_are_stationary(gaussian, particles, proposal):
     """From a path of the smoothing law the estimate is unbiased for every N, and the new path

@@ -162,6 +162,7 @@ class TestBirthAndDeathOnFiniteSpaces:
         assert (p[np.abs(k[:, None] - k) > 1] == 0).all()
         assert p[k[:, None] + 1 == k].max() > 0.1  # and it does jump
 
+    @pytest.mark.slow
     def test_several_moves_in_one(self):
         target, states = finite("")
         both = Moves((BirthDeath("c", colour), BirthDeath("c", colour, mostly_up)), (1, 2))
@@ -408,12 +409,21 @@ EVERY_MOVE = {
 }
 
 
+SECOND_VARIANTS = ("exchangeable steps", "ordered births", "terms")
+
+
 @pytest.mark.usefixtures("in_float64")
 class TestInvolutions:
     """f(f(z)) = z and the determinants, by automatic differentiation of the whole map."""
 
     @pytest.mark.filterwarnings("ignore::ppl_toolkit.errors.DataBakedWarning")
-    @pytest.mark.parametrize("name", EVERY_MOVE)
+    @pytest.mark.parametrize(
+        "name",
+        [
+            pytest.param(name, marks=[pytest.mark.slow] if name in SECOND_VARIANTS else [])
+            for name in EVERY_MOVE
+        ],
+    )
     def test_they_are(self, name):
         model, arguments, move = EVERY_MOVE[name]
         program = Program(model, arguments)

@@ -310,6 +310,7 @@ def test_data_counted_twice_are_seen(monkeypatch):
     assert not agrees(tree, conjugate_evidence(Y + 0.01))
 
 
+@pytest.mark.slow
 def test_beta_binomial():
     """A bounded parameter: the evidence is B(k + 2, n - k + 3) / B(2, 3) times (n choose k)."""
 
@@ -643,7 +644,8 @@ def flat_location_and_scale(y):
     numpyro.sample("y", dist.Normal(mu, s), obs=y)
 
 
-@pytest.mark.parametrize("scale", [10.0, pytest.param(30.0, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("scale", [10.0, 30.0])
+@pytest.mark.slow
 def test_flat_priors_begin_at_a_reference_law(scale):
     """The integral of the likelihood over location and scale is known:
 

@@ -105,12 +105,13 @@ MODELS = {
 }
 
 
-def slow_but(quick):
-    """The models; all but one take long to compile."""
-    return [m if m == quick else pytest.param(m, marks=pytest.mark.slow) for m in MODELS]
-
-
-@pytest.mark.parametrize("name", slow_but("elements with marks"))
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=[pytest.mark.slow] if name != "elements with marks" else [])
+        for name in MODELS
+    ],
+)
 def test_number_free(name):
     """The total evidence, and the posterior of the number; 16 runs.
 
@@ -129,7 +130,8 @@ def test_number_free(name):
             assert share.mean() < 5e-3
 
 
-@pytest.mark.parametrize("name", slow_but("cases"))
+@pytest.mark.slow
+@pytest.mark.parametrize("name", MODELS)
 def test_number_given(name):
     """The evidence with every value of it, p(k) included; once in 2400 seeds each."""
     model, data, site, values, exactly_known = MODELS[name]

@@ -209,6 +209,7 @@ def test_new_data_and_thresholds_compile_nothing(fixed):
     assert agrees(tree, wanted)
 
 
+@pytest.mark.slow
 def test_further_draws_are_new_and_the_same_however_a_run_is_cut():
     method = SMC2(**FEW)
     one = quiet(series, Y, method=method, draws=600, chains=1)

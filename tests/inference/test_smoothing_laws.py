@@ -206,6 +206,7 @@ def test_replaying_as_many_steps_as_the_carry_remembers_is_enough():
     assert (found[1] != found[12]).any()
 
 
+@pytest.mark.slow
 def test_independent_copies_multiply_the_evidence():
     """Two identical series in a plate, with proposals that make the filter exact."""
 
