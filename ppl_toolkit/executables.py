@@ -43,7 +43,7 @@ __all__ = [
     "kept",
 ]
 
-_FORMAT = 1
+_FORMAT = 2
 _LIMIT_BYTES = 512 * 2**20
 # XLA maps every kernel into memory on its own, some 400 maps for a program of SMC, and Linux grants
 # a process 65,530: past that XLA aborts it.
@@ -178,8 +178,9 @@ def _load_or_compile(lowered: jax.stages.Lowered, device: Any, quick: bool) -> t
     if directory is None or "callback" in text:
         return lowered.compile(compiler_options=options), "compiled"
     text += str(options or "")
-    trees = f"{lowered.in_tree}{lowered.out_tree}"  # the same program may take other dictionaries
-    path = directory / f"{_digest(text + trees, device)}.xla"
+    # The same program may take other dictionaries, and unused arguments of other shapes.
+    around = f"{lowered.args_info}{lowered.in_tree}{lowered.out_tree}"
+    path = directory / f"{_digest(text + around, device)}.xla"
     with contextlib.suppress(Exception):  # a damaged or foreign entry is simply made again
         if _is_own(directory) and path.is_file():
             payload, in_tree, out_tree = pickle.loads(path.read_bytes())

@@ -202,6 +202,15 @@ def test_programs_used_last_are_kept_and_the_others_are_freed(monkeypatch):
 
 
 class TestDiskCache:
+    def test_unused_arguments_of_another_shape_are_another_program(self, monkeypatch, tmp_path):
+        monkeypatch.setenv("PPL_CACHE_DIR", str(tmp_path / "c"))
+        executables.clear()
+        for size in (3, 5):
+            x = np.ones(size)
+            assert executables.evaluate(lambda x, unused: x + 1, np.zeros(()), x) == 1.0
+            executables.clear()
+        assert len(list((tmp_path / "c").iterdir())) == 2
+
     code = """
         import jax, numpy as np, ppl_toolkit as ppl
         count = []

@@ -217,7 +217,7 @@ def test_names_that_clash_with_arguments_are_known_before_the_run():
         numpyro.sample("y", dist.Normal(b.sum() + beta.sum(), 1), obs=y)
 
     tree = quiet(
-        ppl.infer, model, np.ones(3), np.asarray(1.0), dims={"beta": ["side"]},
+        model, np.ones(3), np.asarray(1.0), dims={"beta": ["side"]},
         coords={"side": ["l", "r"]}, draws=20, warmup=20,
     )  # fmt: skip
     assert tree["constant_data"]["beta"].shape == (3,)
