@@ -85,7 +85,9 @@ def _site_key(key: Any, number: int, message: dict) -> Any:
     own = jnp.concatenate([words[:1] + jnp.asarray(number, words.dtype), words[1:]])
     if message["type"] == "sample" and threefry.serves(key):
         quick = threefry.written_out(own)
-        with contextlib.suppress(NotImplementedError):  # JAX's Poisson variates refuse it
+        # JAX draws Poisson variates with its own keys only, and says so by this error while it
+        # traces: such sites get the usual key below.
+        with contextlib.suppress(NotImplementedError):
             shape = message["kwargs"]["sample_shape"]
             jax.eval_shape(lambda: message["fn"].sample(quick, shape))
             return quick

@@ -45,8 +45,8 @@ __all__ = [
 
 _FORMAT = 2
 _LIMIT_BYTES = 512 * 2**20
-# XLA maps every kernel into memory on its own, some 400 maps for a program of SMC, and Linux grants
-# a process 65,530: past that XLA aborts it.
+# XLA maps every kernel of a program into memory on its own, and aborts the process where Linux
+# grants no further map (vm.max_map_count, 65,530 as a rule).
 _MOST_IN_PROCESS = 64
 
 
