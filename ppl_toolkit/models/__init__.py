@@ -1,0 +1,1 @@
+"""Probabilistic programs, and the distributions and kernels they need."""

@@ -1,0 +1,86 @@
+"""Kernels of inputs that a person holds: checked, compiled once per shape, in double precision."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from ppl_toolkit import executables
+from ppl_toolkit.errors import DataError, OptionError
+from ppl_toolkit.models.blocks import kernel_matrices
+from ppl_toolkit.models.covariances import Kernels, variances_of
+
+__all__ = ["checked_inputs", "evaluated", "evaluated_variances", "in_float64"]
+
+
+def evaluated(network: Any, x1: Any, x2: Any, *, ntk: bool, block: int) -> Kernels:
+    """`Layer.kernels`."""
+    if not isinstance(block, int) or block < 1:
+        raise OptionError(f"block must be a positive number of rows; got {block!r}.")
+    x1 = checked_inputs(x1, "x1")
+    if x2 is not None:
+        x2 = checked_inputs(x2, "x2")
+        if x1.shape[1:] != x2.shape[1:]:
+            raise DataError(
+                f"an input of x1 has shape {x1.shape[1:]} and one of x2 {x2.shape[1:]}; "
+                "they must have the same features."
+            )
+    return in_float64(
+        functools.partial(kernel_matrices, ntk=ntk, block=block), network, x1, x2
+    )
+
+
+def evaluated_variances(network: Any, x: Any, *, ntk: bool) -> Kernels:
+    """`Layer.variances`."""
+
+    def own(network: Any, x: Any) -> Kernels:
+        return Kernels(*network.diagonal(variances_of(jnp.asarray(x, jnp.result_type(x, float)),
+                                                      ntk=ntk)))  # fmt: skip
+
+    return in_float64(own, network, checked_inputs(x, "x"))
+
+
+def checked_inputs(x: Any, name: str) -> Any:
+    """Inputs as they are, if they can be used; NumPy's where they are lists or tables.
+
+    Raises:
+        DataError: they are no array (n, features) or (n, height, width, channels) of finite real
+            numbers. Values of traced arrays are not known, and not checked.
+    """
+    if not isinstance(x, jax.Array):
+        try:
+            x = np.asarray(x, dtype=float)
+        except (TypeError, ValueError) as error:
+            raise DataError(f"{name} must be an array of real numbers; got {x!r:.80}.") from error
+    if x.ndim not in (2, 4) or 0 in x.shape:
+        raise DataError(
+            f"{name} must have shape (n, features), or (n, height, width, channels) for images, "
+            f"and must not be empty; got {x.shape}."
+            + (" For a single feature say x[:, None]." if x.ndim == 1 else "")
+        )
+    if not isinstance(x, jax.core.Tracer):
+        bad = np.flatnonzero(~np.isfinite(np.asarray(x)).reshape(len(x), -1).all(axis=1))
+        if bad.size:
+            raise DataError(
+                f"{name} has values that are not finite in {bad.size} of {len(x)} rows, first in "
+                f"row {bad[0]}: drop these rows, or fill them in."
+            )
+    return x
+
+
+def in_float64(function: Callable, *args: Any) -> Any:
+    """``function(*args)``: traced as it is where any argument is a JAX array or a tracer.
+
+    Otherwise it is compiled and run in float64, and what comes back are NumPy arrays. The program
+    is kept, in this process and across processes.
+    """
+    if any(isinstance(leaf, jax.Array) for leaf in jax.tree.leaves(args)):
+        return function(*args)
+    with jax.enable_x64(True):
+        args = jax.tree.map(lambda leaf: np.asarray(leaf, dtype=np.float64), args)
+        return jax.tree.map(np.asarray, executables.evaluate(function, *args))
