@@ -8,6 +8,7 @@ goes through the blocks again, so that no layer's n x n matrix is ever kept.
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -17,7 +18,7 @@ from jax import lax
 
 from ppl_toolkit.models.covariances import Kernels, covariances_of, variances_of
 
-__all__ = ["Tiles", "kernel_matrices", "tiles"]
+__all__ = ["Tiles", "kernel_matrices", "lower_pullback", "lower_triangle", "tiles"]
 
 
 class Tiles(NamedTuple):
@@ -94,8 +95,36 @@ def _pairs(network: Any, a: Any, b: Any, ntk: bool, same: Any) -> Kernels:
     )
 
 
+def lower_triangle(network: Any, x: Any, *, block: int = 256) -> Any:
+    """The Gaussian-process kernel (n, n) on and below the diagonal; above, anything finite.
+
+    Half the work of `kernel_matrices`. It cannot be differentiated: see `lower_pullback`.
+    """
+    return _filled(False, min(block, len(x)), False, network, x, None).nngp
+
+
+def lower_pullback(
+    network: Any, x: Any, entries: Callable[[Any, Any, int], Any], *, block: int = 256
+) -> tuple[Any, Any]:
+    """The derivative of sum_ij Kbar_ij K_ij by network and inputs, for a symmetric Kbar.
+
+    Args:
+        entries: ``entries(i, j, size)`` gives the square block of Kbar that begins at (i, j). It is
+            never needed as a whole.
+    """
+
+    def of_nngp(i: Any, j: Any, height: int, _: int) -> Kernels:
+        return Kernels(entries(i, j, height))
+
+    return _pulled_back(False, min(block, len(x)), network, x, None, of_nngp)[:2]
+
+
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
 def _matrices(ntk: bool, block: int, network: Any, x1: Any, x2: Any) -> Kernels:
+    return _filled(ntk, block, True, network, x1, x2)
+
+
+def _filled(ntk: bool, block: int, mirror: bool, network: Any, x1: Any, x2: Any) -> Kernels:
     symmetric = x2 is None
     n1, n2 = len(x1), len(x1 if symmetric else x2)
     cut = tiles(n1, n2, block, lower=symmetric)
@@ -105,10 +134,11 @@ def _matrices(ntk: bool, block: int, network: Any, x1: Any, x2: Any) -> Kernels:
         i, j, found = _block(ntk, cut, network, x1, x2, index)
         out = jax.tree.map(lambda whole, part: lax.dynamic_update_slice(whole, part, (i, j)),
                            out, found)  # fmt: skip
-        if not symmetric:
+        if not (symmetric and mirror):
             return out
-        return jax.tree.map(lambda whole, part: lax.dynamic_update_slice(whole, part.T, (j, i)),
-                            out, found)  # fmt: skip
+        turned = lax.optimization_barrier(jax.tree.map(jnp.transpose, found))
+        return jax.tree.map(lambda whole, part: lax.dynamic_update_slice(whole, part, (j, i)),
+                            out, turned)  # fmt: skip
 
     return lax.fori_loop(0, len(cut.rows), write, Kernels(blank, blank if ntk else None))
 
@@ -119,7 +149,8 @@ def _block(
     i, j = jnp.asarray(cut.rows)[index], jnp.asarray(cut.columns)[index]
     a = lax.dynamic_slice_in_dim(x1, i, cut.height)
     b = lax.dynamic_slice_in_dim(x1 if x2 is None else x2, j, cut.width)
-    return i, j, _pairs(network, a, b, ntk, _same(cut, i, j) if x2 is None else None)
+    found = _pairs(network, a, b, ntk, _same(cut, i, j) if x2 is None else None)
+    return i, j, lax.optimization_barrier(found)
 
 
 def _same(cut: Tiles, i: Any, j: Any) -> Any:
@@ -131,31 +162,41 @@ def _forward(ntk: bool, block: int, network: Any, x1: Any, x2: Any) -> tuple[Ker
 
 
 def _backward(ntk: bool, block: int, kept: tuple, bar: Kernels) -> tuple[Any, Any, Any]:
-    network, x1, x2 = kept
+    symmetric = kept[2] is None
+
+    def entries(i: Any, j: Any, height: int, width: int) -> Kernels:
+        def part(whole: Any) -> Any:
+            here = lax.dynamic_slice(whole, (i, j), (height, width))
+            if not symmetric:
+                return here
+            return (here + lax.dynamic_slice(whole, (j, i), (width, height)).T) / 2
+
+        return jax.tree.map(part, bar)
+
+    return _pulled_back(ntk, block, *kept, entries)
+
+
+def _pulled_back(
+    ntk: bool, block: int, network: Any, x1: Any, x2: Any, entries: Callable
+) -> tuple[Any, Any, Any]:
+    """The derivative of the sum of the matrices' entries times ``entries``, block by block."""
     symmetric = x2 is None
-    n1, n2 = len(x1), len(x1 if symmetric else x2)
-    cut = tiles(n1, n2, block, lower=symmetric)
-    shape = (cut.height, cut.width)
+    cut = tiles(len(x1), len(x1 if symmetric else x2), block, lower=symmetric)
 
     def add(index: Any, sums: tuple) -> tuple:
         of_network, of_x1, of_x2 = sums
         i, j = jnp.asarray(cut.rows)[index], jnp.asarray(cut.columns)[index]
+        # Blocks that reach back count only what is new; those below the diagonal count twice.
         new = (i + jnp.arange(cut.height) >= jnp.asarray(cut.first_row)[index])[:, None] & (
             j + jnp.arange(cut.width) >= jnp.asarray(cut.first_column)[index]
         )
-
-        def part(whole: Any) -> Any:
-            here = lax.dynamic_slice(whole, (i, j), shape)
-            if symmetric:
-                there = lax.dynamic_slice(whole, (j, i), shape).T
-                here = jnp.where(i == j, here, here + there)
-            return jnp.where(new, here, 0)
-
+        times = jnp.where(new, jnp.where(i == j, 1, 2) if symmetric else 1, 0)
+        bar = jax.tree.map(lambda part: times * part, entries(i, j, cut.height, cut.width))
         a = lax.dynamic_slice_in_dim(x1, i, cut.height)
         b = lax.dynamic_slice_in_dim(x1 if symmetric else x2, j, cut.width)
         same = _same(cut, i, j) if symmetric else None
         _, pullback = jax.vjp(lambda net, a, b: _pairs(net, a, b, ntk, same), network, a, b)
-        more, more_a, more_b = pullback(jax.tree.map(part, bar))
+        more, more_a, more_b = pullback(bar)
         of_network = jax.tree.map(jnp.add, of_network, more)
         of_x1 = _added(of_x1, more_a, i)
         if symmetric:
@@ -164,7 +205,8 @@ def _backward(ntk: bool, block: int, kept: tuple, bar: Kernels) -> tuple[Any, An
             of_x2 = _added(of_x2, more_b, j)
         return of_network, of_x1, of_x2
 
-    return lax.fori_loop(0, len(cut.rows), add, jax.tree.map(jnp.zeros_like, kept))
+    start = jax.tree.map(jnp.zeros_like, (network, x1, x2))
+    return lax.fori_loop(0, len(cut.rows), add, start)
 
 
 def _added(whole: Any, part: Any, start: Any) -> Any:
