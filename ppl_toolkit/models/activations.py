@@ -52,17 +52,19 @@ class Activation(Layer):
         """F and Fdot of a unit with itself: s = q1 = q2 = q."""
         return self.expectations(q, q, q)
 
-    def cross(self, state: Covariances) -> Covariances:
+    def pairs(self, state: Covariances) -> tuple[Any, Any]:
         f, slope = self.expectations(state.nngp, *state.variances)
-        return Covariances(
-            f,
-            None if state.ntk is None else state.ntk * slope,
-            self.own(state.left)[0],
-            self.own(state.right)[0],
-        )
+        return f, None if state.ntk is None else state.ntk * slope
 
     def diagonal(self, state: Variances) -> Variances:
-        f, slope = self.own(state.nngp)
+        f, slope = self.own(state.single)
+        if state.joint:
+            q, same = state.single, state.same_position
+            at_pairs = self.expectations(state.nngp, q[..., None, None], q[:, None, None])
+            f, slope = (
+                jnp.where(same, one[..., None, None], pair)
+                for one, pair in zip((f, slope), at_pairs, strict=True)
+            )
         return Variances(f, None if state.ntk is None else state.ntk * slope)
 
 
@@ -90,12 +92,12 @@ class Rectifier(Activation):
 
 
 def ReLU() -> Rectifier:  # noqa: N802
-    """max(x, 0)."""
+    """Gives max(x, 0)."""
     return Rectifier(0.0, 1.0)
 
 
 def LeakyReLU(slope: float = 0.01) -> Rectifier:  # noqa: N802
-    """x above zero, ``slope * x`` below."""
+    """Gives x above zero, ``slope * x`` below."""
     return Rectifier(float(slope), 1.0)
 
 
@@ -222,7 +224,7 @@ class Sin(Activation):
 
 
 def Cos(amplitude: Any = 1.0, frequency: Any = 1.0, phase: Any = 0.0) -> Sin:  # noqa: N802
-    """a cos(b x + c)."""
+    """Gives a cos(b x + c)."""
     return Sin(amplitude, frequency, phase + np.pi / 2)
 
 

@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from ppl_toolkit.errors import ModelError
 from ppl_toolkit.models.covariances import Kernels, covariances_of, variances_of
 
 __all__ = ["Tiles", "kernel_matrices", "lower_pullback", "lower_triangle", "tiles"]
@@ -43,14 +44,11 @@ def tiles(n1: int, n2: int, block: int, *, lower: bool) -> Tiles:
     """Cut a matrix into blocks; with ``lower``, those on and below the diagonal."""
     height, width = min(block, n1), min(block, n2)
     pairs = [
-        (i, j)
-        for i in range(0, n1, height)
-        for j in range(0, n2, width)
-        if not lower or j <= i
+        (i, j) for i in range(0, n1, height) for j in range(0, n2, width) if not lower or j <= i
     ]
-    first = np.asarray(pairs, np.int32).T
+    row, column = np.asarray(pairs, np.int32).T
     return Tiles(
-        np.minimum(first[0], n1 - height), np.minimum(first[1], n2 - width), *first, height, width
+        np.minimum(row, n1 - height), np.minimum(column, n2 - width), row, column, height, width
     )
 
 
@@ -85,11 +83,16 @@ def _pairs(network: Any, a: Any, b: Any, ntk: bool, same: Any) -> Kernels:
     Those take their values from closed forms: the angle between an input and itself is zero, where
     rounding costs half of the tangent kernel's digits.
     """
-    state = network.cross(covariances_of(a, b, ntk=ntk))
+    state = network.cross(covariances_of(a, b, ntk=ntk, joint=network.joint))
+    if state.nngp.ndim != 2:
+        raise ModelError(
+            "the network has an output for every position of an image: put Flatten() or "
+            "GlobalAveragePool() before its last Dense layer."
+        )
     found = Kernels(state.nngp, state.ntk)
     if same is None:
         return found
-    own = network.diagonal(variances_of(a, ntk=ntk))
+    own = network.diagonal(variances_of(a, ntk=ntk, joint=network.joint))
     return jax.tree.map(
         lambda pairs, single: jnp.where(same, single[:, None], pairs), found, Kernels(*own)
     )
@@ -173,7 +176,8 @@ def _backward(ntk: bool, block: int, kept: tuple, bar: Kernels) -> tuple[Any, An
 
         return jax.tree.map(part, bar)
 
-    return _pulled_back(ntk, block, *kept, entries)
+    network, x1, x2 = kept
+    return _pulled_back(ntk, block, network, x1, x2, entries)
 
 
 def _pulled_back(

@@ -28,54 +28,83 @@ class Variances(NamedTuple):
     """The units of a layer at single inputs.
 
     Attributes:
-        nngp: their variance q, shape (n, *positions).
+        nngp: their variance q, shape (n, *positions); for images whose positions are kept jointly,
+            the covariance of all pairs of positions, (n, height, width, height, width).
         ntk: the tangent kernel of an input with itself, the same shape, or None.
     """
 
     nngp: Float[Array, "n *positions"]
     ntk: Float[Array, "n *positions"] | None
 
+    @property
+    def joint(self) -> bool:
+        """Whether covariances of pairs of positions are kept."""
+        return self.nngp.ndim == 5
+
+    @property
+    def same_position(self) -> Array:
+        """Which pairs are one position, shape (height, width, height, width)."""
+        height, width = self.nngp.shape[1:3]
+        return jnp.eye(height * width, dtype=bool).reshape(height, width, height, width)
+
+    @property
+    def single(self) -> Array:
+        """The variances q at single positions, (n, *positions)."""
+        return jnp.einsum("nhwhw->nhw", self.nngp) if self.joint else self.nngp
+
 
 class Covariances(NamedTuple):
     """The units of a layer at pairs of inputs, n1 on the left and n2 on the right.
 
     Attributes:
-        nngp: their covariance, shape (n1, n2, *positions).
+        nngp: their covariance at the same position, shape (n1, n2, *positions), or at all pairs of
+            positions, (n1, n2, height, width, height, width).
         ntk: the tangent kernel so far, the same shape, or None.
-        left, right: the variances q1 (n1, *positions) and q2 (n2, *positions).
+        left, right: `Variances.nngp` of the inputs on the left and on the right.
     """
 
     nngp: Float[Array, "n1 n2 *positions"]
     ntk: Float[Array, "n1 n2 *positions"] | None
-    left: Float[Array, "n1 *positions"]
-    right: Float[Array, "n2 *positions"]
+    left: Float[Array, "n1 *q"]
+    right: Float[Array, "n2 *q"]
+
+    @property
+    def joint(self) -> bool:
+        """Whether covariances of pairs of positions are kept."""
+        return self.nngp.ndim == 6
 
     @property
     def variances(self) -> tuple[Array, Array]:
-        """q1 and q2 with axes that broadcast against `nngp`."""
-        return self.left[:, None], self.right[None, :]
+        """q1 and q2 at single positions, with axes that broadcast against `nngp`."""
+        sides = (Variances(q, None).single for q in (self.left, self.right))
+        q1, q2 = next(sides)[:, None], next(sides)[None, :]
+        return (q1[..., None, None], q2[:, :, None, None]) if self.joint else (q1, q2)
 
 
-def variances_of(x: Float[Array, "n *shape"], *, ntk: bool) -> Variances:
-    """The inputs' own variances: mean squares over features (vectors) or channels (images)."""
-    q = jnp.mean(x * x, axis=-1)
+def variances_of(x: Float[Array, "n *shape"], *, ntk: bool, joint: bool = False) -> Variances:
+    """The inputs' own variances: mean squares over features (vectors) or channels (images).
+
+    With ``joint``, mean products of all pairs of positions.
+    """
+    if joint:
+        q = jnp.einsum("nhwc,nijc->nhwij", x, x, precision=lax.Precision.HIGHEST) / x.shape[-1]
+    else:
+        q = jnp.mean(x * x, axis=-1)
     return Variances(q, jnp.zeros_like(q) if ntk else None)
 
 
 def covariances_of(
-    x1: Float[Array, "n1 *shape"], x2: Float[Array, "n2 *shape"], *, ntk: bool
+    x1: Float[Array, "n1 *shape"], x2: Float[Array, "n2 *shape"], *, ntk: bool, joint: bool = False
 ) -> Covariances:
-    """x . x' / d of vectors (n, d), or over the channels of images (n, height, width, channels)."""
-    positions = tuple(range(1, x1.ndim - 1))
-    last = x1.ndim - 1
-    # Batched over positions, which come first in the product of dot_general.
-    product = lax.dot_general(
-        x1, x2, (((last,), (last,)), (positions, positions)), precision=lax.Precision.HIGHEST
-    )
-    s = jnp.moveaxis(product, (-2, -1), (0, 1)) / x1.shape[-1]
+    """Mean products over the features of vectors, or the channels of images, of all pairs."""
+    if x1.ndim == 2:
+        pattern = "nc,mc->nm"
+    else:
+        pattern = "nhwc,mijc->nmhwij" if joint else "nhwc,mhwc->nmhw"
+    s = jnp.einsum(pattern, x1, x2, precision=lax.Precision.HIGHEST) / x1.shape[-1]
     return Covariances(
         s,
         jnp.zeros_like(s) if ntk else None,
-        variances_of(x1, ntk=False).nngp,
-        variances_of(x2, ntk=False).nngp,
+        variances_of(x1, ntk=False, joint=joint).nngp,
+        variances_of(x2, ntk=False, joint=joint).nngp,
     )

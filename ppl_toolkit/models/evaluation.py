@@ -30,17 +30,15 @@ def evaluated(network: Any, x1: Any, x2: Any, *, ntk: bool, block: int) -> Kerne
                 f"an input of x1 has shape {x1.shape[1:]} and one of x2 {x2.shape[1:]}; "
                 "they must have the same features."
             )
-    return in_float64(
-        functools.partial(kernel_matrices, ntk=ntk, block=block), network, x1, x2
-    )
+    return in_float64(functools.partial(kernel_matrices, ntk=ntk, block=block), network, x1, x2)
 
 
 def evaluated_variances(network: Any, x: Any, *, ntk: bool) -> Kernels:
     """`Layer.variances`."""
 
     def own(network: Any, x: Any) -> Kernels:
-        return Kernels(*network.diagonal(variances_of(jnp.asarray(x, jnp.result_type(x, float)),
-                                                      ntk=ntk)))  # fmt: skip
+        x = jnp.asarray(x, jnp.result_type(x, float))
+        return Kernels(*network.diagonal(variances_of(x, ntk=ntk, joint=network.joint)))
 
     return in_float64(own, network, checked_inputs(x, "x"))
 

@@ -31,17 +31,24 @@ from ppl_toolkit.models.activations import (
     Sin,
     Step,
 )
+from ppl_toolkit.models.convolution import Conv, Flatten, GlobalAveragePool
 from ppl_toolkit.models.covariances import Kernels
 from ppl_toolkit.models.layers import Dense, Layer, LayerNorm, Residual, Serial
+from ppl_toolkit.models.quadrature_activations import Elementwise, HermiteSeries
 
 __all__ = [
     "GELU",
     "RBF",
     "Abs",
     "Activation",
+    "Conv",
     "Cos",
     "Dense",
+    "Elementwise",
     "Erf",
+    "Flatten",
+    "GlobalAveragePool",
+    "HermiteSeries",
     "Identity",
     "Kernels",
     "Layer",

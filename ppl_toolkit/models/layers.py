@@ -33,8 +33,18 @@ class Layer:
     takes_gaussian: ClassVar[bool] = False
     gives_gaussian: ClassVar[bool | None] = None
 
+    @property
+    def joint(self) -> bool:
+        """Whether it needs the covariances of all pairs of an image's positions."""
+        return False
+
     def cross(self, state: Covariances) -> Covariances:
         """Covariances of the output units at pairs of inputs."""
+        sides = (self.diagonal(Variances(q, None)).nngp for q in (state.left, state.right))
+        return Covariances(*self.pairs(state), *sides)
+
+    def pairs(self, state: Covariances) -> tuple[Any, Any]:
+        """The new `Covariances.nngp` and `Covariances.ntk`."""
         raise NotImplementedError
 
     def diagonal(self, state: Variances) -> Variances:
@@ -86,7 +96,9 @@ def layer(*parameters: str) -> Any:
         made = dataclasses.dataclass(frozen=True)(cls)
         names = [field.name for field in dataclasses.fields(made)]
         jax.tree_util.register_dataclass(
-            made, data_fields=list(parameters), meta_fields=[n for n in names if n not in parameters]
+            made,
+            data_fields=list(parameters),
+            meta_fields=[n for n in names if n not in parameters],
         )
         return made
 
@@ -109,17 +121,15 @@ class Dense(Layer):
     bias_std: Any = 0.0
     gives_gaussian: ClassVar[bool] = True
 
-    def cross(self, state: Covariances) -> Covariances:
-        s = self._of(state.nngp)
-        t = None if state.ntk is None else s + self.weight_std**2 * state.ntk
-        return Covariances(s, t, self._of(state.left), self._of(state.right))
+    def pairs(self, state: Covariances) -> tuple[Any, Any]:
+        return self._of(state.nngp, state.ntk)
 
     def diagonal(self, state: Variances) -> Variances:
-        q = self._of(state.nngp)
-        return Variances(q, None if state.ntk is None else q + self.weight_std**2 * state.ntk)
+        return Variances(*self._of(state.nngp, state.ntk))
 
-    def _of(self, s: Any) -> Any:
-        return self.weight_std**2 * s + self.bias_std**2
+    def _of(self, s: Any, t: Any) -> tuple[Any, Any]:
+        s = self.weight_std**2 * s + self.bias_std**2
+        return s, None if t is None else s + self.weight_std**2 * t
 
 
 @layer("epsilon")
@@ -132,19 +142,18 @@ class LayerNorm(Layer):
     epsilon: Any = 1e-12
     takes_gaussian: ClassVar[bool] = True
 
-    def cross(self, state: Covariances) -> Covariances:
+    def pairs(self, state: Covariances) -> tuple[Any, Any]:
         q1, q2 = state.variances
-        by = jnp.sqrt((q1 + self.epsilon) * (q2 + self.epsilon))
-        return Covariances(
-            state.nngp / by,
-            None if state.ntk is None else state.ntk / by,
-            state.left / (state.left + self.epsilon),
-            state.right / (state.right + self.epsilon),
-        )
+        return self._divided(state, jnp.sqrt((q1 + self.epsilon) * (q2 + self.epsilon)))
 
     def diagonal(self, state: Variances) -> Variances:
-        by = state.nngp + self.epsilon
-        return Variances(state.nngp / by, None if state.ntk is None else state.ntk / by)
+        by = state.single + self.epsilon
+        if state.joint:
+            by = jnp.sqrt(by[..., None, None] * by[:, None, None])
+        return Variances(*self._divided(state, by))
+
+    def _divided(self, state: Any, by: Any) -> tuple[Any, Any]:
+        return state.nngp / by, None if state.ntk is None else state.ntk / by
 
 
 @jax.tree_util.register_pytree_node_class
@@ -160,6 +169,10 @@ class Serial(Layer):
                     f"Serial takes layers such as Dense(1.4, 0.3) and ReLU(); got {one!r:.80}."
                 )
         self.layers = layers
+
+    @property
+    def joint(self) -> bool:
+        return any(one.joint for one in self.layers)
 
     def cross(self, state: Covariances) -> Covariances:
         for one in self.layers:
@@ -202,6 +215,10 @@ class Residual(Layer):
     branch: Layer
     shortcut: Layer | None = None
     takes_gaussian: ClassVar[bool] = True
+
+    @property
+    def joint(self) -> bool:
+        return self.branch.joint or (self.shortcut is not None and self.shortcut.joint)
 
     def cross(self, state: Covariances) -> Covariances:
         return _sum(

@@ -61,9 +61,7 @@ def factor(network: Any, x: Any, noise: Any, *, block: int = 256) -> Float[Array
     """The lower Cholesky factor of K + noise I; NaN where that is not positive definite."""
     lower = lower_triangle(network, x, block=block)
     diagonal = jnp.arange(len(x))
-    return lax.linalg.cholesky(
-        lower.at[diagonal, diagonal].add(noise), symmetrize_input=False
-    )
+    return lax.linalg.cholesky(lower.at[diagonal, diagonal].add(noise), symmetrize_input=False)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
