@@ -9,7 +9,7 @@ normal times ``bias_std`` (the NTK parametrisation); both are trained.
 from __future__ import annotations
 
 import dataclasses
-from typing import Any, ClassVar
+from typing import Any, ClassVar, dataclass_transform
 
 import jax
 import jax.numpy as jnp
@@ -89,17 +89,15 @@ class Layer:
         return evaluated_variances(self, x, ntk=ntk)
 
 
+@dataclass_transform(frozen_default=True)
 def layer(*parameters: str) -> Any:
     """Decorator: a frozen dataclass that is a pytree of the named fields; the others are static."""
 
     def register(cls: type) -> type:
-        made = dataclasses.dataclass(frozen=True)(cls)
+        made: Any = dataclasses.dataclass(frozen=True)(cls)
         names = [field.name for field in dataclasses.fields(made)]
-        jax.tree_util.register_dataclass(
-            made,
-            data_fields=list(parameters),
-            meta_fields=[n for n in names if n not in parameters],
-        )
+        static = [name for name in names if name not in parameters]
+        jax.tree_util.register_dataclass(made, list(parameters), static)
         return made
 
     return register

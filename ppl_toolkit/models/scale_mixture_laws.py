@@ -171,12 +171,10 @@ def _t_log_density(z: Any, nu: Any) -> Any:
 @jax.custom_jvp
 def _t_cdf(z: Any, nu: Any) -> Any:
     square = z * z
-    near = square < nu  # each form where its argument keeps its digits
-    tail = 0.5 * betainc(0.5 * nu, 0.5, nu / (nu + square))
-    core = 0.5 * betainc(0.5, 0.5 * nu, square / (nu + square))
-    tail = jnp.where(near, 0.5 - core, tail)
-    far = near & (core > 0.25)
-    lower = jnp.where(far, 0.5 * betainc(0.5 * nu, 0.5, nu / (nu + square)), tail)
+    core = square < 0.4  # each form of the tail where its argument, and it, keep their digits
+    a, b = jnp.where(core, 0.5, 0.5 * nu), jnp.where(core, 0.5 * nu, 0.5)
+    half = 0.5 * betainc(a, b, jnp.where(core, square, nu) / (nu + square))
+    lower = jnp.where(core, 0.5 - half, half)
     return jnp.where(z < 0, lower, 1.0 - lower)
 
 
@@ -287,7 +285,7 @@ class ScaleMixtureNormal(dist.Distribution):
         loc: (*batch).
         scale: positive, (*batch).
 
-    Cost: that of two incomplete beta functions for a CDF of Student's t; K normal CDFs for a
+    Cost: that of an incomplete beta function for a CDF of Student's t; K normal CDFs for a
     mixture of K, 64 times that for a quantile.
 
     Raises:
