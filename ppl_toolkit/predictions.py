@@ -104,7 +104,7 @@ def _latent_draws(
     for site in program.latent:
         name = site.variable
         absent = name not in draws or name not in known
-        predicted = name in seen or name in draws or _summed_out(program, site)
+        predicted = name in seen or name in draws or _summed_out(program, site) or site.predicted
         if site.name in resample or (absent and predicted):
             continue
         if absent:
@@ -269,6 +269,10 @@ def log_likelihood(
 ) -> xarray.DataTree:
     """Add the groups `log_likelihood` (pointwise) and `log_prior` (by site) to a result.
 
+    Where the elements of a site depend on each other, under a law that knows the density of every
+    one given all others (a Gaussian process), these densities are the pointwise log likelihood:
+    what leave-one-out needs. They have the attribute ``dependent``.
+
     Args:
         tree: a result of ``model``.
         model, *args, **kwargs: the model and the arguments of the run.
@@ -302,7 +306,7 @@ def log_likelihood(
     example = {k: jax.ShapeDtypeStruct(v.shape[2:], v.dtype) for k, v in values.items()}
 
     def terms(_: Any, values: Any, data: Any) -> dict[str, Any]:
-        return program.log_terms(values, data)
+        return program.log_terms(values, data) | program.pointwise(values, data)
 
     with program.context():
         traced = Traced.of(terms, key_shape(), example, program.data)
@@ -313,8 +317,11 @@ def log_likelihood(
         chosen = {site.name: scores[site.name] for site in sites}
         dims = {site.name: _batch_dims(site) for site in sites}
         groups[group] = dataset(chosen, dims, coords, ("chain", "draw"))
+    for site in program.observed:
+        if site.dependent:
+            groups["log_likelihood"][site.name].attrs["dependent"] = 1
     return with_groups(tree, groups)
 
 
 def _batch_dims(site: Site) -> tuple[str, ...]:
-    return site.dims[: len(site.dims) - site.event_dim]
+    return site.dims if site.dependent else site.dims[: len(site.dims) - site.event_dim]

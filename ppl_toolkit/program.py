@@ -441,6 +441,23 @@ class Program:
         scores, _ = self.scores(data, wrapper, filled)
         return {name: scores[name] for name, site in self.sites.items() if name in scores}
 
+    def pointwise(self, values: Mapping[str, Any], data: Sequence[Any]) -> dict[str, Any]:
+        """What every single observation says of ``values``, by observed site.
+
+        Elementwise log probabilities; of a site whose elements depend on each other the log
+        densities of every element given all others, where its law knows them. Leaving an
+        observation out of the posterior needs these (Buerkner, Gabry, Vehtari 2021); their sum is
+        not the log likelihood of the site.
+        """
+        wrapper = functools.partial(handlers.substitute, data=dict(values))
+        scores, trace = self.scores(data, wrapper, filled)
+        return {
+            site.name: trace[site.name]["fn"].left_out_log_densities(trace[site.name]["value"])
+            if site.dependent
+            else scores[site.name]
+            for site in self.observed
+        }
+
     @property
     def marginalised(self) -> bool:
         """Whether discrete sites are summed out of `log_density`: finite ones beside continuous."""

@@ -46,6 +46,10 @@ class Site(NamedTuple):
         masked: whether a mask switches some of its elements off.
         argument: index of the data array observed there, -1 if it is computed.
         scanned: whether it is a series made by NumPyro's scan (its first dimension).
+        dependent: whether its elements depend on each other, under a law that knows the density of
+            every element given all others (a method ``left_out_log_densities(value)``).
+        predicted: whether it is there for predictions (``infer={"predicted": True}``): drawn anew
+            when the result of a run does not have it.
     """
 
     name: str
@@ -64,6 +68,8 @@ class Site(NamedTuple):
     masked: bool = False
     argument: int = -1
     scanned: bool = False
+    dependent: bool = False
+    predicted: bool = False
 
     @property
     def unconstrained_size(self) -> int:
@@ -163,6 +169,8 @@ def read_site(
         "masked": isinstance(fn, MaskedDistribution),
         "scanned": bool(message.get("_control_flow_done"))
         and "_scan_current_index" in message["infer"],
+        "dependent": hasattr(base, "left_out_log_densities"),
+        "predicted": bool(message["infer"].get("predicted")),
     }
     if message["infer"].get("is_auxiliary") and message["is_observed"]:
         return Site(kind="factor", **common)

@@ -201,6 +201,12 @@ def _loo(
     likelihoods = tree["log_likelihood"].dataset if "log_likelihood" in tree.children else None
     if model is not None:
         like, source = _of_model(tree, model, args, kwargs, var_name, data)
+        if most and "dependent" in like.attrs:
+            raise OptionError(
+                f"the elements of {like.name!r} depend on each other, so that a refit cannot switch "
+                "one of them off. Say refit=False: their densities given all others are exact for "
+                "every draw."
+            )
     elif most:
         raise OptionError(f"refit={refit} needs the model and its data: loo(result, model, ...).")
     elif kwargs or data:

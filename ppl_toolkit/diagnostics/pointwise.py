@@ -59,7 +59,7 @@ class PointwiseLikelihood:
         example = {s.name: jax.ShapeDtypeStruct(s.shape, s.dtype) for s in program.latent}
 
         def score(values: Any, data: Any) -> Any:
-            return jnp.ravel(program.log_terms(values, data)[site])
+            return jnp.ravel(program.pointwise(values, data)[site])
 
         with program.context():
             self._traced = Traced.of(score, example, program.data)

@@ -58,6 +58,12 @@ def sensitivity(
                 "arguments: sensitivity(result, model, *data)."
             )
         tree = log_likelihood(tree, model, *args, data=data, **kwargs)
+    dependent = [n for n, v in tree["log_likelihood"].data_vars.items() if "dependent" in v.attrs]
+    if dependent:
+        raise DataError(
+            f"the elements of {dependent} depend on each other: this result has their densities "
+            "given all others, whose sum is not the log likelihood that could count more or less."
+        )
     names = [var_names] if isinstance(var_names, str) else list(var_names or ())
     if unknown := [name for name in names if name not in tree["posterior"]]:
         known = list(tree["posterior"].data_vars)

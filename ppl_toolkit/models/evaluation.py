@@ -15,7 +15,7 @@ from ppl_toolkit.errors import DataError, OptionError
 from ppl_toolkit.models.blocks import kernel_matrices
 from ppl_toolkit.models.covariances import Kernels, variances_of
 
-__all__ = ["checked_inputs", "evaluated", "evaluated_variances", "in_float64"]
+__all__ = ["checked_inputs", "evaluated", "evaluated_variances", "in_float64", "own_variances"]
 
 
 def evaluated(network: Any, x1: Any, x2: Any, *, ntk: bool, block: int) -> Kernels:
@@ -41,6 +41,11 @@ def evaluated_variances(network: Any, x: Any, *, ntk: bool) -> Kernels:
         return Kernels(*network.diagonal(variances_of(x, ntk=ntk, joint=network.joint)))
 
     return in_float64(own, network, checked_inputs(x, "x"))
+
+
+def own_variances(network: Any, x: Any) -> Any:
+    """The diagonal of the Gaussian-process kernel; traceable."""
+    return network.diagonal(variances_of(x, ntk=False, joint=network.joint)).nngp
 
 
 def checked_inputs(x: Any, name: str) -> Any:

@@ -67,9 +67,9 @@ class Grid(NamedTuple):
     def around(cls, log_integrand: Callable[[Any], Any], mode: Any, sd: Any, count: int) -> Grid:
         """The grid of ``count`` nodes from where to where an integrand is not negligible.
 
-        On each side it goes out from the mode by growing steps, until the integrand is and remains below
-        eps e^-9 of its value at the mode. All distances are tried at once: that costs less than
-        a loop.
+        On each side it goes out from the mode by growing steps, until the integrand is and remains
+        below eps e^-9 of its value at the mode. All distances are tried at once: that costs less
+        than a loop.
 
         Args:
             log_integrand: elementwise in u, (..., *batch).

@@ -294,7 +294,7 @@ class ScaleMixtureNormal(dist.Distribution):
 
     arg_constraints = {"loc": constraints.real, "scale": constraints.positive}  # noqa: RUF012
     support = constraints.real
-    pytree_data_fields = ("law", "loc", "scale")
+    pytree_data_fields = ("law", "loc", "scale", "_atoms")
 
     def __init__(
         self, law: Any, loc: Any = 0.0, scale: Any = 1.0, *, validate_args: bool | None = None
@@ -302,6 +302,8 @@ class ScaleMixtureNormal(dist.Distribution):
         self.law = checked_law(law)
         batch = lax.broadcast_shapes(law.batch_shape, jnp.shape(loc), jnp.shape(scale))
         self.loc, self.scale = jnp.broadcast_to(loc, batch), jnp.broadcast_to(scale, batch)
+        # Once, rather than in every method: a compiled program would repeat the quadrature.
+        self._atoms: Any = None if isinstance(law, dist.InverseGamma) else atoms_of(law)
         super().__init__(batch_shape=batch, validate_args=validate_args)
 
     @property
@@ -318,7 +320,7 @@ class ScaleMixtureNormal(dist.Distribution):
 
     def _mixture(self) -> tuple[Any, Any]:
         """Standard deviations at ``scale`` = 1 and weights of the normals, (*law batch, K)."""
-        values, log_weights = atoms_of(self.law)
+        values, log_weights = self._atoms
         return jnp.sqrt(values), jnp.exp(log_weights)
 
     def sample(self, key: Any, sample_shape: tuple[int, ...] = ()) -> Any:
