@@ -18,7 +18,7 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from types import SimpleNamespace
 from typing import Any, NamedTuple, Protocol
 
@@ -450,7 +450,7 @@ class Run:
             starts: (chain,) number of the start; chains that share one start at the same point.
                 Every chain has its own if None.
         """
-        with concurrent.futures.ThreadPoolExecutor(self.threads) as pool:
+        with _workers(self.threads) as pool:
             self._each(pool, lambda unit: unit.init(positions, given, starts))
 
     def restore(self, states: Any, fresh_data: bool) -> None:
@@ -487,7 +487,7 @@ class Run:
         most = max(1, _CHUNK_BYTES // (self.engine.row_bytes * self.chains))
         seconds = {"warmup": 0.0, "sampling": 0.0}
         steps, error = warmup_steps, None
-        with concurrent.futures.ThreadPoolExecutor(self.threads) as pool, _Interrupts() as stop:
+        with _workers(self.threads) as pool, _Interrupts() as stop:
             while iteration < total and not stop.requested:
                 collect = iteration >= warmup
                 count = min(length, (total if collect else warmup) - iteration)
@@ -568,11 +568,27 @@ def run_data_sets(
 
     blocks = []
     cores = len(os.sched_getaffinity(0)) if device.platform == "cpu" else 1
-    with concurrent.futures.ThreadPoolExecutor(threads or cores) as pool:
+    with _workers(threads or cores) as pool:
         for block in pool.map(work, range(len(data_sets))):
             blocks.append(block)
             progress(len(blocks))
     return blocks
+
+
+@contextlib.contextmanager
+def _workers(count: int) -> Iterator[concurrent.futures.Executor]:
+    """Threads for the units, among which the matrix library (BLAS) starts none of its own.
+
+    Its threads would wait for each other in busy loops, hundreds of times as long as a small
+    factorisation takes when cores are short; and its sums would depend on their number.
+    """
+    from threadpoolctl import threadpool_limits
+
+    with (
+        threadpool_limits(limits=1, user_api="blas"),
+        concurrent.futures.ThreadPoolExecutor(count) as pool,
+    ):
+        yield pool
 
 
 def _advance_work(index: int, count: int, collect: bool) -> Callable[[_Unit], list[Block]]:

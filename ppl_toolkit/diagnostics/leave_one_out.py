@@ -203,8 +203,8 @@ def _loo(
         like, source = _of_model(tree, model, args, kwargs, var_name, data)
         if most and "dependent" in like.attrs:
             raise OptionError(
-                f"the elements of {like.name!r} depend on each other, so that a refit cannot switch "
-                "one of them off. Say refit=False: their densities given all others are exact for "
+                f"the elements of {like.name!r} depend on each other, so that a refit cannot leave "
+                "one of them out. Say refit=False: their densities given all others are exact for "
                 "every draw."
             )
     elif most:

@@ -1,8 +1,9 @@
 """A scale mixture given data: posterior of the scale, predictions, leave-one-out, from one factor.
 
 sigma^2 ~ H and y | sigma^2 ~ N(0, sigma^2 (K + noise I)). The noise is scaled together with the
-function: ``noise`` is a variance in units of sigma^2, and this is the only convention of noise here.
-Source: Shah, Wilson, Ghahramani (2014) for the inverse gamma law (Student-t processes); Lee, Yun,
+function: ``noise`` is a variance in units of sigma^2, here and everywhere but in `fixed_noise`.
+
+Sources: Shah, Wilson, Ghahramani (2014) for the inverse gamma law (Student-t processes); Lee, Yun,
 Yang, Lee (2022), Scale mixtures of neural network Gaussian processes.
 """
 
@@ -118,7 +119,7 @@ class Conditioned(NamedTuple):
         )
 
     def left_out_log_densities(self) -> Float[Array, " n"]:
-        """log p(y_i | all others) for every target, exactly: differences of evidences."""
+        """The density log p(y_i | all others) for every target, exactly: differences of evidences."""
         precision, q = self._precision()
         whole = log_marginal(self.prior, self.statistics.quadratic, float(len(self.y)))
         others = log_marginal(self.prior, q, len(self.y) - 1.0)

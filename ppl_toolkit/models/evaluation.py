@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import functools
+import threading
+from collections import OrderedDict
 from collections.abc import Callable
 from typing import Any
 
@@ -30,17 +31,17 @@ def evaluated(network: Any, x1: Any, x2: Any, *, ntk: bool, block: int) -> Kerne
                 f"an input of x1 has shape {x1.shape[1:]} and one of x2 {x2.shape[1:]}; "
                 "they must have the same features."
             )
-    return in_float64(functools.partial(kernel_matrices, ntk=ntk, block=block), network, x1, x2)
+    return in_float64(kernel_matrices, network, x1, x2, ntk=ntk, block=block)
 
 
 def evaluated_variances(network: Any, x: Any, *, ntk: bool) -> Kernels:
     """`Layer.variances`."""
+    return in_float64(_both_variances, network, checked_inputs(x, "x"), ntk=ntk)
 
-    def own(network: Any, x: Any) -> Kernels:
-        x = jnp.asarray(x, jnp.result_type(x, float))
-        return Kernels(*network.diagonal(variances_of(x, ntk=ntk, joint=network.joint)))
 
-    return in_float64(own, network, checked_inputs(x, "x"))
+def _both_variances(network: Any, x: Any, *, ntk: bool) -> Kernels:
+    x = jnp.asarray(x, jnp.result_type(x, float))
+    return Kernels(*network.diagonal(variances_of(x, ntk=ntk, joint=network.joint)))
 
 
 def own_variances(network: Any, x: Any) -> Any:
@@ -76,14 +77,56 @@ def checked_inputs(x: Any, name: str) -> Any:
     return x
 
 
-def in_float64(function: Callable, *args: Any) -> Any:
-    """``function(*args)``: traced as it is where any argument is a JAX array or a tracer.
+def in_float64(function: Callable, *args: Any, **static: Any) -> Any:
+    """``function(*args, **static)``: traced as it is where any argument is a JAX array or a tracer.
 
     Otherwise it is compiled and run in float64, and what comes back are NumPy arrays. The program
-    is kept, in this process and across processes.
+    is kept, in this process (without tracing again, for the same function, shapes and structure)
+    and across processes.
+
+    Args:
+        function: of arrays and pytrees of numbers.
+        *args: the pytrees.
+        **static: its options.
     """
-    if any(isinstance(leaf, jax.Array) for leaf in jax.tree.leaves(args)):
-        return function(*args)
+    leaves, structure = jax.tree.flatten(args)
+    if any(isinstance(leaf, jax.Array) for leaf in leaves):
+        return function(*args, **static)
     with jax.enable_x64(True):
-        args = jax.tree.map(lambda leaf: np.asarray(leaf, dtype=np.float64), args)
-        return jax.tree.map(np.asarray, executables.evaluate(function, *args))
+        numbers = [_as_number(leaf) for leaf in leaves]
+        call = _kept(function, tuple(static.items()), structure, numbers)
+        return jax.tree.map(np.asarray, call(*numbers))
+
+
+def _as_number(leaf: Any) -> np.ndarray:
+    array = np.asarray(leaf)
+    return array if array.dtype.kind in "biu" else array.astype(np.float64)
+
+
+_programs: OrderedDict[Any, Callable] = OrderedDict()
+_guard = threading.Lock()
+_MOST_PROGRAMS = 64
+
+
+def _kept(function: Callable, static: tuple, structure: Any, numbers: list[np.ndarray]) -> Callable:
+    """The program for these shapes: the one that was used before, or a new one."""
+    shapes = tuple((x.shape, x.dtype.str) for x in numbers)
+
+    def of_leaves(*leaves: Any) -> Any:
+        return function(*jax.tree.unflatten(structure, leaves), **dict(static))
+
+    key = function, static, structure, shapes
+    try:
+        hash(key)
+    except TypeError:  # a law whose structure cannot be hashed
+        return executables.kept(of_leaves, *numbers)
+    with _guard:
+        if key in _programs:
+            _programs.move_to_end(key)
+            return _programs[key]
+    made = executables.kept(of_leaves, *numbers)
+    with _guard:
+        _programs[key] = made
+        while len(_programs) > _MOST_PROGRAMS:
+            _programs.popitem(last=False)
+    return made

@@ -6,7 +6,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax import random
 from jaxtyping import Array, Float
 from numpyro import distributions as dist
 from numpyro.distributions import constraints
@@ -86,7 +85,7 @@ class NetworkProcess(dist.Distribution):
         return condition(self.law, self.network, self.x, y, self.noise)
 
     def left_out_log_densities(self, value: Float[Array, " n"]) -> Float[Array, " n"]:
-        """log p(y_i | all others): what takes the place of the log likelihood of one target."""
+        """The density log p(y_i | all others): what takes the place of the log likelihood of one target."""
         return self.conditioned(value).left_out_log_densities()
 
     def _factored(self) -> ScaleMixtureProcess:

@@ -170,8 +170,9 @@ def log_marginal(law: Any, q: Any, n: Any, nodes: int = 129) -> Float[Array, "*b
         nodes: of the quadrature, 9 or more. The error is rounding with 129, and with 65 but
             for n = 0 and laws like Gamma(0.1); with 33 it is up to 2e-7 for n = 1, 1e-9 for n = 10.
 
-    Closed forms: InverseGamma, Delta, Atoms, GeneralizedInverseGaussian. Differentiable twice in q,
-    n and the law's parameters. Cost: about 2 ``nodes`` densities of H, whatever n.
+    Closed forms: InverseGamma, Delta, Atoms, GeneralizedInverseGaussian; the nodes of a Tabulated
+    law serve for up to some 40 times as many data as it was made with. Differentiable twice in q, n
+    and the law's parameters. Cost: about 2 ``nodes`` densities of H, whatever n.
 
     Raises:
         DataError: ``law`` is not a law of a positive number.
@@ -185,8 +186,9 @@ def log_marginal(law: Any, q: Any, n: Any, nodes: int = 129) -> Float[Array, "*b
         return grown - (a + half) * jnp.log1p(0.5 * q / b)
     if isinstance(law, dist.Delta):
         return _log_likelihood(law.v, q, n) + law.log_density
-    if isinstance(law, Atoms):
-        terms = law.log_probs + _log_likelihood(law.values, q[..., None], n[..., None])
+    if isinstance(law, Atoms | Tabulated):
+        values, log_weights = atoms_of(law)
+        terms = log_weights + _log_likelihood(values, q[..., None], n[..., None])
         return logsumexp(terms, axis=-1)
     if isinstance(law, GeneralizedInverseGaussian):
         updated = gig_log_normalizer(law.p - 0.5 * n, law.chi + q, law.psi)
