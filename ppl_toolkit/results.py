@@ -181,9 +181,9 @@ def stats_group(group: str) -> str:
 
 
 def posterior_group(tree: xarray.DataTree) -> str:
-    """The group of draws: "posterior", "prior" of prior runs, "iterates" of a search."""
+    """The group of draws: "posterior"; "prior"; "iterates" and "maximum" of searches."""
     require_tree(tree)
-    for name in ("posterior", "prior", "iterates"):
+    for name in ("posterior", "prior", "iterates", "maximum"):
         if name in tree.children:
             return name
     raise DataError(

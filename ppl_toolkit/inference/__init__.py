@@ -24,6 +24,8 @@ _HOME = {
     "PMMH": "particle_marginal",
     "SMC2": "smc_squared",
     "ScoreAscent": "score",
+    "MAP": "maximum",
+    "Type2ML": "maximum",
 }
 # What methods are composed of.
 _PIECES = {
@@ -71,6 +73,7 @@ _PIECES = {
 
 __all__ = [
     "HMC",
+    "MAP",
     "MCMC",
     "NUTS",
     "PMMH",
@@ -110,6 +113,7 @@ __all__ = [
     "SplitMerge",
     "StepSplit",
     "Switch",
+    "Type2ML",
     "Walk",
     "as_method",
     "block",
@@ -151,6 +155,7 @@ if TYPE_CHECKING:
     )
     from ppl_toolkit.inference.kernel import block, cycle, mixture, repeat, tempered
     from ppl_toolkit.inference.lifted import lift
+    from ppl_toolkit.inference.maximum import MAP, Type2ML
     from ppl_toolkit.inference.mcmc import MCMC
     from ppl_toolkit.inference.moves import Moves, Walk
     from ppl_toolkit.inference.online import OnlineFilter

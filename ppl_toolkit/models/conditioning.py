@@ -114,9 +114,7 @@ class Conditioned(NamedTuple):
         """
         precision, q = self._precision()
         law = posterior_law(self.prior, q, len(self.y) - 1.0)
-        return ScaleMixtureNormal(
-            law, self.y - self.solved / precision, 1 / jnp.sqrt(precision)
-        )
+        return ScaleMixtureNormal(law, self.y - self.solved / precision, 1 / jnp.sqrt(precision))
 
     def left_out_log_densities(self) -> Float[Array, " n"]:
         """The density log p(y_i | all others) for every target, exactly: differences of evidences."""

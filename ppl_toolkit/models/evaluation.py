@@ -10,13 +10,21 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from numpy.typing import NDArray
 
 from ppl_toolkit import executables
 from ppl_toolkit.errors import DataError, OptionError
 from ppl_toolkit.models.blocks import kernel_matrices
 from ppl_toolkit.models.covariances import Kernels, variances_of
 
-__all__ = ["checked_inputs", "evaluated", "evaluated_variances", "in_float64", "own_variances"]
+__all__ = [
+    "checked_inputs",
+    "checked_targets",
+    "evaluated",
+    "evaluated_variances",
+    "in_float64",
+    "own_variances",
+]
 
 
 def evaluated(network: Any, x1: Any, x2: Any, *, ntk: bool, block: int) -> Kernels:
@@ -75,6 +83,29 @@ def checked_inputs(x: Any, name: str) -> Any:
                 f"row {bad[0]}: drop these rows, or fill them in."
             )
     return x
+
+
+def checked_targets(y: Any, n: int) -> NDArray[np.float64]:
+    """Targets (n,) as numbers.
+
+    Raises:
+        DataError: they are no finite numbers, one for every input, or all are zero.
+    """
+    try:
+        targets = np.asarray(y, dtype=float)
+    except (TypeError, ValueError):
+        raise DataError(f"y must be an array of real numbers; got {y!r:.60}.") from None
+    if targets.shape != (n,):
+        raise DataError(f"y must have shape ({n},), a target for every row of X; got "
+                        f"{targets.shape}.")  # fmt: skip
+    bad = np.flatnonzero(~np.isfinite(targets))
+    if bad.size:
+        raise DataError(
+            f"y has {bad.size} values that are not finite, first in row {bad[0]}: drop these rows."
+        )
+    if not targets.any():
+        raise DataError("all targets are 0, which says nothing of a scale.")
+    return targets
 
 
 def in_float64(function: Callable, *args: Any, **static: Any) -> Any:

@@ -29,7 +29,8 @@ from numpyro import distributions as dist
 
 from ppl_toolkit.errors import DataError, InferenceWarning, OptionError
 from ppl_toolkit.models.conditioning import Conditioned, condition
-from ppl_toolkit.models.evaluation import checked_inputs, in_float64
+from ppl_toolkit.models.evaluation import checked_inputs, checked_targets, in_float64
+from ppl_toolkit.models.fixed_noise import fit_fixed_noise
 from ppl_toolkit.models.layers import Layer, check_order
 from ppl_toolkit.models.network_process import NetworkProcess
 from ppl_toolkit.models.predictive import Predictive
@@ -47,7 +48,6 @@ from ppl_toolkit.models.scale_mixture_laws import (
 )
 from ppl_toolkit.models.scale_mixture_regression import scale_mixture_regression
 from ppl_toolkit.models.scale_quadrature import (
-    ImportanceEstimate,
     checked_law,
     importance,
     log_marginal,
@@ -66,6 +66,7 @@ __all__ = [
     "StudentTProcess",
     "Tabulated",
     "fit",
+    "fit_fixed_noise",
     "importance",
     "log_marginal",
     "of_standard_deviation",
@@ -108,8 +109,8 @@ def fit(
     law = checked_law(dist.InverseGamma(2.0, 2.0) if law is None else law)
     if law.batch_shape:
         raise DataError(f"law must be one law of sigma^2; got a batch of {law.batch_shape}.")
-    X = checked_inputs(X, "X")  # noqa: N806
-    targets = _checked_targets(y, len(X))
+    X = checked_inputs(X, "X")
+    targets = checked_targets(y, len(X))
     if not np.ndim(noise) == 0 or not np.isfinite(noise) or noise < 0:
         raise OptionError(f"noise must be a number, at least 0; got {noise!r:.60}.")
     found = in_float64(condition, law, network, X, targets, float(noise))
@@ -132,24 +133,6 @@ def fit(
         f"{_JITTERS[-1] * scale:.3g} more: {_duplicates(X)}use a larger noise, or standardise the "
         "inputs."
     )
-
-
-def _checked_targets(y: Any, n: int) -> NDArray[np.float64]:
-    try:
-        targets = np.asarray(y, dtype=float)
-    except (TypeError, ValueError):
-        raise DataError(f"y must be an array of real numbers; got {y!r:.60}.") from None
-    if targets.shape != (n,):
-        raise DataError(f"y must have shape ({n},), a target for every row of X; got "
-                        f"{targets.shape}.")  # fmt: skip
-    bad = np.flatnonzero(~np.isfinite(targets))
-    if bad.size:
-        raise DataError(
-            f"y has {bad.size} values that are not finite, first in row {bad[0]}: drop these rows."
-        )
-    if not targets.any():
-        raise DataError("all targets are 0, which says nothing of a scale.")
-    return targets
 
 
 def _duplicates(X: Any) -> str:  # noqa: N803
@@ -240,8 +223,8 @@ class Fitted:
 
     def joint_log_density(self, X_new: Any, y_new: Any) -> float:  # noqa: N803
         """The joint log density of new targets."""
-        X_new = self._inputs(X_new)  # noqa: N806
-        targets = _checked_targets(y_new, len(X_new))
+        X_new = self._inputs(X_new)
+        targets = checked_targets(y_new, len(X_new))
         return float(in_float64(_joint_log_density, self.conditioned, X_new, targets))
 
     def leave_one_out(self) -> Predictive:
@@ -249,11 +232,11 @@ class Fitted:
         return Predictive(in_float64(_left_out, self.conditioned))
 
     def leave_one_out_log_densities(self) -> NDArray[np.float64]:
-        """log p(y_i | all others), exactly, (n,); their sum is the elpd."""
+        """Log p(y_i | all others), exactly, (n,); their sum is the elpd."""
         return in_float64(_left_out_log_densities, self.conditioned)
 
     def _inputs(self, X_new: Any) -> Any:  # noqa: N803
-        X_new = checked_inputs(X_new, "X_new")  # noqa: N806
+        X_new = checked_inputs(X_new, "X_new")
         if X_new.shape[1:] != self.conditioned.x.shape[1:]:
             raise DataError(
                 f"an input of X_new has shape {X_new.shape[1:]}; those of the data have "

@@ -10,6 +10,7 @@ integrand is analytic and decays fast: its error falls geometrically in the numb
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -36,6 +37,7 @@ from ppl_toolkit.models.scale_laws import (
 __all__ = [
     "ImportanceEstimate",
     "atoms_of",
+    "by_trapezoid",
     "checked_law",
     "importance",
     "log_marginal",
@@ -126,34 +128,57 @@ def _mode(log_integrand: Any, start: Any) -> tuple[Any, Any]:
     return state[0], state[4]
 
 
-@functools.partial(jax.jit, static_argnames="nodes")  # the law is an argument: one compilation
-def _by_trapezoid(law: Any, q: Any, n: Any, nodes: int) -> tuple[Grid, Any]:
-    """Nodes for H(d s2) s2^(-n/2) exp(-q / (2 s2)), and the logs of terms, (nodes, *batch).
+def by_trapezoid(
+    law: Any,
+    log_likelihood: Callable[[Any, Any], Any],
+    parameters: Any,
+    likeliest: Any,
+    batch: tuple[int, ...],
+    nodes: int,
+) -> tuple[Grid, Any]:
+    """Nodes for H(d s2) times a likelihood, and the logs of the terms of its integral.
 
-    The coordinate is u with s2 = T(u), T from the real line onto the support.
+    The coordinate is u with s2 = T(u), T from the real line onto the support. Where the nodes lie
+    is not differentiated: the integral does not depend on it.
 
-    Where the nodes lie is not differentiated: the integral does not depend on it.
+    Args:
+        law: H.
+        log_likelihood: ``log_likelihood(parameters, s2)``, elementwise in s2 (..., *batch).
+        parameters: arrays by which the terms may be differentiated.
+        likeliest: an s2 near the likelihood's maximum, (*batch); anything where there is none.
+        batch: shape of the integrals.
+        nodes: how many.
+
+    Returns:
+        The grid and the terms (nodes, *batch).
     """
     dtype = jnp.result_type(float)
-    batch = lax.broadcast_shapes(law.batch_shape, jnp.shape(q), jnp.shape(n))
-    q, n = (jnp.broadcast_to(jnp.asarray(x, dtype), batch) for x in (q, n))
 
-    def log_integrand(law: Any, q: Any, n: Any, u: Any) -> Any:
+    def log_integrand(law: Any, parameters: Any, u: Any) -> Any:
         transform = biject_to(law.support)
         s2 = transform(u)
         log_density = law.log_prob(s2) + transform.log_abs_det_jacobian(u, s2)
         log_density = jnp.where(jnp.isnan(log_density), -jnp.inf, log_density)  # overflow far out
-        return log_density + _log_likelihood(s2, q, n)
+        return log_density + log_likelihood(parameters, s2)
 
-    fixed = jax.tree.map(lax.stop_gradient, (law, q, n))
-    frozen = functools.partial(log_integrand, *fixed)
-    informed = (fixed[1] > 0) & (fixed[2] > 0)
-    best = jnp.where(informed, fixed[1] / jnp.where(informed, fixed[2], 1.0), 1.0)
-    start = biject_to(fixed[0].support).inv(best)  # of the likelihood; NaN outside the support
+    fixed = jax.tree.map(lax.stop_gradient, (law, parameters, likeliest))
+    frozen = functools.partial(log_integrand, *fixed[:2])
+    start = biject_to(fixed[0].support).inv(fixed[2])  # NaN outside the support
     start = jnp.where(jnp.abs(start) < farthest(), start, 0.0).astype(dtype)
-    grid = Grid.around(frozen, *_mode(frozen, start), nodes)
+    grid = Grid.around(frozen, *_mode(frozen, jnp.broadcast_to(start, batch)), nodes)
     rank = grid.ranks(nodes)
-    return grid, log_integrand(law, q, n, grid.at(rank)) + grid.log_spacing(rank)
+    return grid, log_integrand(law, parameters, grid.at(rank)) + grid.log_spacing(rank)
+
+
+@functools.partial(jax.jit, static_argnames="nodes")  # the law is an argument: one compilation
+def _by_trapezoid(law: Any, q: Any, n: Any, nodes: int) -> tuple[Grid, Any]:
+    """`by_trapezoid` with s2^(-n/2) exp(-q / (2 s2)) for the likelihood."""
+    dtype = jnp.result_type(float)
+    batch = lax.broadcast_shapes(law.batch_shape, jnp.shape(q), jnp.shape(n))
+    q, n = (jnp.broadcast_to(jnp.asarray(x, dtype), batch) for x in (q, n))
+    informed = (q > 0) & (n > 0)
+    best = jnp.where(informed, q / jnp.where(informed, n, 1.0), 1.0)
+    return by_trapezoid(law, lambda qn, s2: _log_likelihood(s2, *qn), (q, n), best, batch, nodes)
 
 
 def log_marginal(law: Any, q: Any, n: Any, nodes: int = 129) -> Float[Array, "*batch"]:
