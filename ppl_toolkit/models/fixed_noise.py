@@ -1,9 +1,9 @@
 """Scale mixtures whose noise keeps its own variance: y | sigma^2 ~ N(0, sigma^2 K + noise I).
 
 Here the data enter through more than two numbers, but one eigendecomposition K = Q diag(l) Q^T
-serves every sigma^2: with u = Q^T y,
+serves every sigma^2: with u = Q^T y and c_i = sigma^2 l_i + noise,
 
-    log p(y | sigma^2) = -1/2 sum_i [ log 2 pi (sigma^2 l_i + noise) + u_i^2 / (sigma^2 l_i + noise) ],
+    log p(y | sigma^2) = -1/2 sum_i [ log 2 pi c_i + u_i^2 / c_i ],
 
 n operations at every node of the quadrature over sigma^2.
 """
@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.scipy.special import logsumexp
@@ -93,8 +94,9 @@ class FixedNoise(NamedTuple):
         return self._terms()[0]
 
     def marginals(self, x_new: Any, of: str = "y") -> LocationScaleMixture:
-        """The law of every new target ("y") or function value ("f"): mean and width both depend on
-        sigma^2.
+        """The law of every new target ("y") or function value ("f").
+
+        Mean and width both depend on sigma^2.
 
         Complexity: n^2 m for m inputs, and n m K for K nodes.
         """
@@ -139,7 +141,7 @@ class FittedFixedNoise:
 
     def with_law(self, law: dist.Distribution) -> FittedFixedNoise:
         """The same data and kernel under another law of sigma^2; no new decomposition."""
-        return FittedFixedNoise(self.conditioned._replace(law=checked_law(law)))
+        return FittedFixedNoise(self.conditioned._replace(law=_own(law)))
 
     def with_noise(self, noise: float) -> FittedFixedNoise:
         """The same data and kernel with another noise; no new decomposition."""
@@ -149,7 +151,7 @@ class FittedFixedNoise:
         """The law at every new input by itself: of targets ("y"), or of the function ("f")."""
         if of not in ("y", "f"):
             raise OptionError(f"of must be 'y' (targets) or 'f' (the function); got {of!r}.")
-        X_new = checked_inputs(X_new, "X_new")
+        X_new = np.asarray(checked_inputs(X_new, "X_new"))
         if X_new.shape[1:] != self.conditioned.x.shape[1:]:
             raise DataError(
                 f"an input of X_new has shape {X_new.shape[1:]}; those of the data have "
@@ -181,12 +183,17 @@ def fit_fixed_noise(
     Complexity: some 10 n^3 operations, once for all laws and all noises; n for every node.
     """
     check_order(network)
-    law = checked_law(dist.InverseGamma(2.0, 2.0) if law is None else law)
-    X = checked_inputs(X, "X")
+    law = _own(dist.InverseGamma(2.0, 2.0) if law is None else law)
+    X = np.asarray(checked_inputs(X, "X"))
     targets = checked_targets(y, len(X))
     return FittedFixedNoise(
         in_float64(FixedNoise.of, law, network, X, targets, _checked_noise(noise))
     )
+
+
+def _own(law: Any) -> Any:
+    """The law with NumPy parameters."""
+    return jax.tree.map(np.asarray, checked_law(law))
 
 
 def _checked_noise(noise: Any) -> np.float64:

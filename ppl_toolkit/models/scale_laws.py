@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax, random
 from jax.scipy.special import gammaln, logsumexp
 from jaxtyping import Array, Float
@@ -345,9 +346,15 @@ class Atoms(dist.Distribution):
             seen = f"{jnp.shape(values)} and {jnp.shape(log_probs)}"
             raise DataError(f"Atoms needs values and log_probs of shape (..., K); got {seen}.")
         shape = lax.broadcast_shapes(jnp.shape(values), jnp.shape(log_probs))
-        self.values = jnp.broadcast_to(jnp.asarray(values, jnp.result_type(float)), shape)
-        log_probs = jnp.broadcast_to(log_probs, shape)
-        self.log_probs = jnp.minimum(log_probs - logsumexp(log_probs, -1, keepdims=True), 0.0)
+        if isinstance(values, jax.Array) or isinstance(log_probs, jax.Array):
+            self.values = jnp.broadcast_to(jnp.asarray(values, jnp.result_type(float)), shape)
+            log_probs = jnp.broadcast_to(log_probs, shape)
+            self.log_probs = jnp.minimum(log_probs - logsumexp(log_probs, -1, keepdims=True), 0.0)
+        else:  # in double precision, whatever precision is active
+            self.values = np.broadcast_to(np.asarray(values, np.float64), shape)
+            log_probs = np.broadcast_to(np.asarray(log_probs, np.float64), shape)
+            total = np.logaddexp.reduce(log_probs, -1, keepdims=True)
+            self.log_probs = np.minimum(log_probs - total, 0.0)
         super().__init__(batch_shape=shape[:-1], validate_args=validate_args)
 
     def sample(self, key: Any, sample_shape: tuple[int, ...] = ()) -> Any:

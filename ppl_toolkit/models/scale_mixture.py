@@ -20,6 +20,7 @@ import warnings
 from collections.abc import Mapping
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pandas as pd
@@ -106,10 +107,8 @@ def fit(
     Complexity: n^3 / 3 operations, n^2 numbers.
     """
     check_order(network)
-    law = checked_law(dist.InverseGamma(2.0, 2.0) if law is None else law)
-    if law.batch_shape:
-        raise DataError(f"law must be one law of sigma^2; got a batch of {law.batch_shape}.")
-    X = checked_inputs(X, "X")
+    law = _single_law(dist.InverseGamma(2.0, 2.0) if law is None else law)
+    X = np.asarray(checked_inputs(X, "X"))
     targets = checked_targets(y, len(X))
     if not np.ndim(noise) == 0 or not np.isfinite(noise) or noise < 0:
         raise OptionError(f"noise must be a number, at least 0; got {noise!r:.60}.")
@@ -133,6 +132,14 @@ def fit(
         f"{_JITTERS[-1] * scale:.3g} more: {_duplicates(X)}use a larger noise, or standardise the "
         "inputs."
     )
+
+
+def _single_law(law: Any) -> Any:
+    """A law of one sigma^2, with NumPy parameters."""
+    law = checked_law(law)
+    if law.batch_shape:
+        raise DataError(f"law must be one law of sigma^2; got a batch of {law.batch_shape}.")
+    return jax.tree.map(np.asarray, law)
 
 
 def _duplicates(X: Any) -> str:  # noqa: N803
@@ -178,10 +185,7 @@ class Fitted:
 
     def with_law(self, law: dist.Distribution) -> Fitted:
         """The same data and kernel under another law of sigma^2; no new factorisation."""
-        law = checked_law(law)
-        if law.batch_shape:
-            raise DataError(f"law must be one law of sigma^2; got a batch of {law.batch_shape}.")
-        return Fitted(self.conditioned._replace(prior=law), self.jitter)
+        return Fitted(self.conditioned._replace(prior=_single_law(law)), self.jitter)
 
     def compare(self, laws: Mapping[str, dist.Distribution]) -> pd.DataFrame:
         """Log evidence, posterior mean of sigma^2 and exact elpd of every law, best first."""
@@ -236,7 +240,7 @@ class Fitted:
         return in_float64(_left_out_log_densities, self.conditioned)
 
     def _inputs(self, X_new: Any) -> Any:  # noqa: N803
-        X_new = checked_inputs(X_new, "X_new")
+        X_new = np.asarray(checked_inputs(X_new, "X_new"))
         if X_new.shape[1:] != self.conditioned.x.shape[1:]:
             raise DataError(
                 f"an input of X_new has shape {X_new.shape[1:]}; those of the data have "

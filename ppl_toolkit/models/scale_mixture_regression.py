@@ -60,8 +60,7 @@ def scale_mixture_regression(
         )
     if law is not None and not callable(law):
         raise OptionError(
-            "law must be a distribution of sigma^2, or a function that gives one; "
-            f"got {law!r:.60}."
+            f"law must be a distribution of sigma^2, or a function that gives one; got {law!r:.60}."
         )
     if isinstance(law, dist.Distribution):
         checked_law(law)
