@@ -43,7 +43,7 @@ __all__ = [
     "kept",
 ]
 
-_FORMAT = 2
+_FORMAT = 3
 _LIMIT_BYTES = 512 * 2**20
 # XLA maps every kernel of a program into memory on its own, and aborts the process where Linux
 # grants no further map (vm.max_map_count, 65,530 as a rule).
@@ -175,11 +175,12 @@ def _load_or_compile(lowered: jax.stages.Lowered, device: Any, quick: bool) -> t
     directory = cache_directory()
     text = lowered.as_text()
     options = _QUICK if quick and device.platform == "cpu" else None
-    if directory is None or "callback" in text:
+    used = _used_arguments(lowered)
+    if directory is None or "callback" in text or used is None:
         return lowered.compile(compiler_options=options), "compiled"
     text += str(options or "")
-    # The same program may take other dictionaries, and unused arguments of other shapes.
-    around = f"{lowered.args_info}{lowered.in_tree}{lowered.out_tree}"
+    # The same program may take other dictionaries, and others of its arguments may be unused.
+    around = f"{used}{lowered.args_info}{lowered.in_tree}{lowered.out_tree}"
     path = directory / f"{_digest(text + around, device)}.xla"
     with contextlib.suppress(Exception):  # a damaged or foreign entry is simply made again
         if _is_own(directory) and path.is_file():
@@ -193,6 +194,17 @@ def _load_or_compile(lowered: jax.stages.Lowered, device: Any, quick: bool) -> t
     with contextlib.suppress(Exception):  # a full or read-only disk must not stop a run
         _write(directory, path, pickle.dumps(serialize_executable.serialize(call)))
     return call, "compiled"
+
+
+def _used_arguments(lowered: jax.stages.Lowered) -> list[int] | None:
+    """The arguments that the program still has; None where JAX does not tell.
+
+    Functions that return their first or their second argument have one text, once the other is
+    dropped.
+    """
+    arguments = getattr(getattr(lowered, "_lowering", None), "compile_args", {})
+    used = arguments.get("kept_var_idx")
+    return None if used is None else sorted(used)
 
 
 def _is_own(directory: Path) -> bool:

@@ -211,6 +211,14 @@ class TestDiskCache:
             executables.clear()
         assert len(list((tmp_path / "c").iterdir())) == 2
 
+    def test_which_arguments_are_unused_makes_another_program(self, monkeypatch, tmp_path):
+        """Once the unused ones are dropped, both functions have the same text."""
+        monkeypatch.setenv("PPL_CACHE_DIR", str(tmp_path / "c"))
+        for which in (0, 1):
+            executables.clear()
+            assert executables.evaluate(lambda *xs, i=which: xs[i], *np.float32([1, 2])) == 1 + which
+        executables.clear()
+
     code = """
         import jax, numpy as np, ppl_toolkit as ppl
         count = []
