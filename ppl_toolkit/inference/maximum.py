@@ -214,8 +214,8 @@ class Type2ML(_Maximum):
         if names := [site.name for site in program.latent if site.name in flat]:
             raise MethodError(
                 f"the evidence has no maximum in {names}: it rises for ever as the law of the "
-                "scale shrinks to a point. Fix the law (law=InverseGamma(2.0, 2.0)), or let its prior "
-                "count: method='map'."
+                "scale shrinks to a point. Fix the law (law=InverseGamma(2.0, 2.0)), or let its "
+                "prior count: method='map'."
             )
 
     def attributes(self) -> dict[str, str]:

@@ -117,7 +117,7 @@ class Conditioned(NamedTuple):
         return ScaleMixtureNormal(law, self.y - self.solved / precision, 1 / jnp.sqrt(precision))
 
     def left_out_log_densities(self) -> Float[Array, " n"]:
-        """The density log p(y_i | all others) for every target, exactly: differences of evidences."""
+        """Log p(y_i | all others) for every target, exactly: differences of evidences."""
         precision, q = self._precision()
         whole = log_marginal(self.prior, self.statistics.quadratic, float(len(self.y)))
         others = log_marginal(self.prior, q, len(self.y) - 1.0)

@@ -85,7 +85,7 @@ class NetworkProcess(dist.Distribution):
         return condition(self.law, self.network, self.x, y, self.noise)
 
     def left_out_log_densities(self, value: Float[Array, " n"]) -> Float[Array, " n"]:
-        """The density log p(y_i | all others): what takes the place of the log likelihood of one target."""
+        """Log p(y_i | all others), which takes the place of the log likelihood of one target."""
         return self.conditioned(value).left_out_log_densities()
 
     def _factored(self) -> ScaleMixtureProcess:

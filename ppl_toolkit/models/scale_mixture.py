@@ -47,6 +47,11 @@ from ppl_toolkit.models.scale_mixture_laws import (
     ScaleMixtureProcess,
     StudentTProcess,
 )
+from ppl_toolkit.models.scale_mixture_plots import (
+    plot_calibration,
+    plot_predictions,
+    plot_scale,
+)
 from ppl_toolkit.models.scale_mixture_regression import scale_mixture_regression
 from ppl_toolkit.models.scale_quadrature import (
     checked_law,
@@ -71,6 +76,9 @@ __all__ = [
     "importance",
     "log_marginal",
     "of_standard_deviation",
+    "plot_calibration",
+    "plot_predictions",
+    "plot_scale",
     "posterior_law",
     "scale_mixture_regression",
 ]

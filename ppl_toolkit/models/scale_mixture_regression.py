@@ -64,7 +64,9 @@ def scale_mixture_regression(
         )
     if isinstance(law, dist.Distribution):
         checked_law(law)
-    return ScaleMixtureRegression(network, law, _priors(network, law, priors or {}))
+    made = ScaleMixtureRegression(network, law, dict(priors or {}))
+    made.check()
+    return made
 
 
 class ScaleMixtureRegression:
@@ -76,8 +78,8 @@ class ScaleMixtureRegression:
             a larger evidence than a point at the maximum.
     """
 
-    def __init__(self, network: Any, law: Any, priors: Mapping[str, dist.Distribution]) -> None:
-        self.network, self.law, self.priors = network, law, priors
+    def __init__(self, network: Any, law: Any, given: Mapping[str, dist.Distribution]) -> None:
+        self.network, self.law, self.given = network, law, given
         self.without_maximum = () if isinstance(law, dist.Distribution) else (_ALPHA,)
 
     def __call__(self, X: Any, y: Any = None, X_new: Any = None) -> None:  # noqa: N803
@@ -94,22 +96,37 @@ class ScaleMixtureRegression:
             numpyro.sample("f_new", predictive.joint(X_new, "f"), infer=later)
             numpyro.sample("y_new", predictive.joint(X_new, "y"), infer=later)
 
+    @property
+    def priors(self) -> dict[str, dist.Distribution]:
+        """The prior of every site, in the precision of the run."""
+        return self._defaults() | dict(self.given)
+
+    def _defaults(self) -> dict[str, dist.Distribution]:
+        known: dict[str, dist.Distribution] = {"noise": dist.LogNormal(-3.0, 1.5)}
+        if not isinstance(self.network, Layer):
+            known["weight_std"] = dist.LogNormal(np.log(1.4), 0.3)
+            known["bias_std"] = dist.HalfNormal(0.5)
+        if self.law is None:
+            above = dist.transforms.AffineTransform(0.5, 1.0, domain=dist.constraints.positive)
+            known[_ALPHA] = dist.TransformedDistribution(dist.Gamma(2.0, 0.5), above)
+        return known
+
+    def check(self) -> None:
+        """Refuse priors of sites that there are not.
+
+        Raises:
+            OptionError: there are some, or what is given is no distribution.
+        """
+        known = self._defaults()
+        if unknown := sorted(set(self.given) - set(known)):
+            raise OptionError(
+                f"priors= names {unknown}; the sites with priors are {sorted(known)}."
+            )
+        laws = self.given.items()
+        if wrong := [name for name, prior in laws if not isinstance(prior, dist.Distribution)]:
+            raise OptionError(f"the priors of {wrong} are no NumPyro distributions.")
+
     def _law(self, sites: Mapping[str, Any]) -> dist.Distribution:
         if self.law is None:
             return dist.InverseGamma(sites[_ALPHA], sites[_ALPHA])
         return self.law if isinstance(self.law, dist.Distribution) else self.law()
-
-
-def _priors(network: Any, law: Any, given: Mapping[str, Any]) -> dict[str, dist.Distribution]:
-    known = {"noise": dist.LogNormal(-3.0, 1.5)}
-    if not isinstance(network, Layer):
-        known["weight_std"] = dist.LogNormal(np.log(1.4), 0.3)
-        known["bias_std"] = dist.HalfNormal(0.5)
-    if law is None:
-        above = dist.transforms.AffineTransform(0.5, 1.0, domain=dist.constraints.positive)
-        known[_ALPHA] = dist.TransformedDistribution(dist.Gamma(2.0, 0.5), above)
-    if unknown := sorted(set(given) - set(known)):
-        raise OptionError(f"priors= names {unknown}; the sites with priors are {sorted(known)}.")
-    if wrong := [name for name, prior in given.items() if not isinstance(prior, dist.Distribution)]:
-        raise OptionError(f"the priors of {wrong} are no NumPyro distributions.")
-    return known | dict(given)
