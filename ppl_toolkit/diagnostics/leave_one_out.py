@@ -68,6 +68,8 @@ class LOO:
         refitted: labels of those whose ``elpd_i`` comes from a refit without them.
         warning: what to look at, "" if nothing.
         observed: a hash of the observed values, "" if the result does not hold them.
+        dependent: whether the observations depend on each other (a Gaussian process), so that each
+            draw gives its density given all others; they cannot be switched off one by one.
     """
 
     elpd: float
@@ -84,6 +86,7 @@ class LOO:
     refitted: tuple[str, ...] = ()
     warning: str = ""
     observed: str = ""
+    dependent: bool = False
 
     def __str__(self) -> str:
         trusted = self.n - len(self.failed) - len(self.refitted)
@@ -175,8 +178,13 @@ def khat_finding(found: LOO) -> Finding | None:
         f"Pareto k is up to {worst:.2f} (above {found.good_k:.2f}) for {len(found.failed)} of "
         f"{found.n} observations ({listed(found.failed)}): leaving them out changes the posterior "
         "too much for importance sampling, and elpd is likely too high.",
-        "Fit the model again without each of them: ppl.loo(result, model, ..., refit=True). "
-        "If these observations are outliers, consider a model with heavier tails.",
+        (
+            "Fit the model to the others alone, and draw more. "
+            if found.dependent
+            else "Fit the model again without each of them: ppl.loo(result, model, ..., "
+            "refit=True). "
+        )
+        + "If these observations are outliers, consider a model with heavier tails.",
     )
 
 
@@ -260,6 +268,7 @@ def _loo(
         r_eff=r_eff,
         var_name=str(like.name),
         failed=tuple(label(i) for i in bad if i not in exact),
+        dependent="dependent" in like.attrs,
         refitted=tuple(label(i) for i in exact),
         observed=_observed_hash(tree, str(like.name)),
     )

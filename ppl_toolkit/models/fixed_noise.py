@@ -196,7 +196,7 @@ def _own(law: Any) -> Any:
     return jax.tree.map(np.asarray, checked_law(law))
 
 
-def _checked_noise(noise: Any) -> np.float64:
+def _checked_noise(noise: Any) -> Any:
     if np.ndim(noise) or not np.isfinite(noise) or noise <= 0:
         raise OptionError(f"noise must be a positive number; got {noise!r:.60}.")
     return np.float64(noise)

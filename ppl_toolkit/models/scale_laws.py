@@ -346,6 +346,8 @@ class Atoms(dist.Distribution):
             seen = f"{jnp.shape(values)} and {jnp.shape(log_probs)}"
             raise DataError(f"Atoms needs values and log_probs of shape (..., K); got {seen}.")
         shape = lax.broadcast_shapes(jnp.shape(values), jnp.shape(log_probs))
+        self.values: Any
+        self.log_probs: Any
         if isinstance(values, jax.Array) or isinstance(log_probs, jax.Array):
             self.values = jnp.broadcast_to(jnp.asarray(values, jnp.result_type(float)), shape)
             log_probs = jnp.broadcast_to(log_probs, shape)
