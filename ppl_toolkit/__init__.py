@@ -44,12 +44,12 @@ _HOME = {
     "SGHMC": "inference.stochastic_gradient",
     "SGNHT": "inference.stochastic_gradient",
 }
-_ROOMS = ("convergence", "diagnostics", "errors", "inference")
+_ROOMS = ("convergence", "diagnostics", "errors", "inference", "models")
 
 __all__ = [*sorted(_HOME), *_ROOMS, "__version__"]
 
 if TYPE_CHECKING:
-    from ppl_toolkit import convergence, diagnostics, errors, inference
+    from ppl_toolkit import convergence, diagnostics, errors, inference, models
     from ppl_toolkit.diagnostics.calibration import calibrate
     from ppl_toolkit.diagnostics.checks import check_posterior, check_prior
     from ppl_toolkit.diagnostics.comparison import compare

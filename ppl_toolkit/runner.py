@@ -579,8 +579,8 @@ def run_data_sets(
 def _workers(count: int) -> Iterator[concurrent.futures.Executor]:
     """Threads for the units, among which the matrix library (BLAS) starts none of its own.
 
-    Its threads would wait for each other in busy loops, hundreds of times as long as a small
-    factorisation takes when cores are short; and its sums would depend on their number.
+    Its threads would wait for each other in busy loops where cores are short, for longer than a
+    small factorisation takes; and its sums would depend on their number.
     """
     from threadpoolctl import threadpool_limits
 

@@ -100,6 +100,12 @@ SAYS = {
         r"no cut +log evidence +-6[0-5]\.\d",
         r"immune 70%: 50 boys or more infected in [2-5]\d% of the epidemics",
     ],
+    "wide_networks": [
+        r"\[\[1\.074 0\.606 0\.248 0\.346 0\.565\]",  # the kernel of a line
+        r"NNGP, best scale .*\nNNGP, sigma = 1 ",  # no law has a larger evidence
+        r"Student-t +NLL 1\.\d+ +CRPS 0\.\d+ +in the 90% interval 0\.\d\d",
+        r"Leave-one-out cross-validation of 'y': \d+ observations",
+    ],
     "compose": [
         r"moves the latent sites \['centre'",  # a block that was forgotten
         r"- stretch_centre_spread: .*tests agree",
