@@ -149,10 +149,10 @@ plt.show()
 # index alpha; the scale is integrated out in every evaluation of the density.
 
 # %%
-some = train[: 40 if FAST else 150]
+some = train[: 40 if FAST else 100]
 program = scale_mixture_regression(lambda **stds: mlp(1, **stds))
 posterior = ppl.infer(
-    program, X[some], y[some], draws=100 if FAST else 300, warmup=100 if FAST else 300,
+    program, X[some], y[some], draws=100 if FAST else 600, warmup=100 if FAST else 400,
     chains=2, progress=False,
 )  # fmt: skip
 print(ppl.summary(posterior))
@@ -166,6 +166,7 @@ figure, panel = plt.subplots(figsize=(6, 3.2), layout="constrained")
 panel.vlines(np.arange(20), low, high, color="#1f6fb5", lw=4, alpha=0.4, label="90% of the draws")
 panel.plot(np.arange(20), y[test[:20]], "k.", label="kept aside")
 panel.set_xlabel("patient")
+panel.set_xticks(range(0, 20, 5))
 panel.set_ylabel("progression, standardised")
 panel.legend(frameon=False)
 plt.show()

@@ -24,6 +24,7 @@ _HOME = {
     "PMMH": "particle_marginal",
     "SMC2": "smc_squared",
     "ScoreAscent": "score",
+    "SVTP": "sparse_variational",
     "MAP": "maximum",
     "Type2ML": "maximum",
 }
@@ -83,6 +84,7 @@ __all__ = [
     "SGNHT",
     "SMC",
     "SMC2",
+    "SVTP",
     "Adam",
     "Adapted",
     "Additive",
@@ -172,6 +174,7 @@ if TYPE_CHECKING:
     from ppl_toolkit.inference.score_climbing import learn_proposal
     from ppl_toolkit.inference.smc import SMC
     from ppl_toolkit.inference.smc_squared import SMC2
+    from ppl_toolkit.inference.sparse_variational import SVTP
     from ppl_toolkit.inference.split_merge import SplitMerge, StepSplit, moment_split
     from ppl_toolkit.inference.step_sizes import Cyclical, PolynomialDecay
     from ppl_toolkit.inference.stochastic_gradient import SGHMC, SGLD, SGNHT

@@ -210,7 +210,7 @@ class Ensemble:
         """
         if sigma2 is None:
             return _evaluated(_overall_mean, self)
-        return _evaluated(_means, self, _checked_scale(sigma2))
+        return _evaluated(_means, self._given, _checked_scale(sigma2))
 
     def variance(self, sigma2: Any = None) -> Float[Array, "*s m"]:
         """The variance of every output given sigma^2 (*s); over its law if None.
@@ -219,7 +219,7 @@ class Ensemble:
         """
         if sigma2 is None:
             return _evaluated(lambda law: law.variance, self.marginals)
-        return _evaluated(_variances, self, _checked_scale(sigma2))
+        return _evaluated(_variances, self._given, _checked_scale(sigma2))
 
     def covariance(self, sigma2: Any = None) -> Float[Array, "*s m m"]:
         """The covariance of the outputs given sigma^2 (*s); over its law if None.
@@ -228,7 +228,7 @@ class Ensemble:
         """
         if sigma2 is None:
             return _evaluated(_overall_covariance, self)
-        return _evaluated(_covariances, self, _checked_scale(sigma2))
+        return _evaluated(_covariances, self._given, _checked_scale(sigma2))
 
     @functools.cached_property
     def marginals(self) -> ScaleMixtureNormal | LocationScaleMixture:
@@ -285,16 +285,25 @@ class Ensemble:
             key = np.asarray(random.key_data(key))
         return _evaluated(functools.partial(_outputs, int(draws)), self, key)
 
+    @property
+    def _given(self) -> Ensemble:
+        """Without the law: programs that do not need it serve all laws."""
+        return dataclasses.replace(self, law=None)
+
     def _gain(self, s: Any) -> Any:
         """d(s) = (1 - exp(-eta s t l / n)) / l, (*s, n)."""
-        eigenvalues, s = self.eigenvalues, jnp.asarray(s)[..., None]
+        rate, s = self.eigenvalues, jnp.asarray(s)[..., None]
+        eps = jnp.finfo(rate.dtype).eps
+        rounding = len(rate) * eps * rate[-1]
+        known = rate > rounding
         if self.decay is None:
-            smallest = len(eigenvalues) * jnp.finfo(eigenvalues.dtype).eps * eigenvalues[-1]
-            inverse = jnp.where(eigenvalues > smallest, 1.0 / eigenvalues, jnp.nan)
+            inverse = jnp.where(known, 1.0 / rate, jnp.nan)
             return jnp.broadcast_to(inverse, jnp.broadcast_shapes(s.shape, inverse.shape))
-        positive = eigenvalues > 0  # else zero but for rounding, where d(s) is eta s t / n
-        l = jnp.where(positive, eigenvalues, 1.0)  # noqa: E741
-        return jnp.where(positive, -jnp.expm1(-self.decay * s * l) / l, self.decay * s)
+        # An eigenvalue of zero, but for rounding, has no part in Theta* either: d(s) = eta s t / n
+        # does not matter there, until it makes rounding errors count.
+        flat = jnp.where(self.decay * s * rounding < jnp.sqrt(eps), self.decay * s, 0.0)
+        rate = jnp.where(known, rate, 1.0)
+        return jnp.where(known, -jnp.expm1(-self.decay * s * rate) / rate, flat)
 
 
 def _holds_jax(owner: Any) -> bool:
@@ -317,19 +326,42 @@ def _evaluated(function: Callable, owner: Any, *args: Any) -> Any:
 def by_kept_program(function: Callable, *args: Any) -> Any:
     """``function(*args)`` by a kept executable, as NumPy arrays, in the precision that is active.
 
-    Arguments and results go in and out leaf by leaf: the text of a distribution has its address in
-    it, and no executable would be found again under such a name.
+    Arguments and results go in and out leaf by leaf, in the order of the names of their fields. For
+    the text of a distribution has its address in it, and the order of its leaves is that of a set
+    of strings, another one in every process: no executable would be found again under such names.
     """
-    leaves, tree = jax.tree.flatten(args)
-    trees = []
+    tree: Any = jax.tree.structure(args)
+    trees: list[Any] = []
 
     def flat(*leaves: Any) -> list[Any]:
-        found, made = jax.tree.flatten(function(*tree.unflatten(leaves)))
+        found, made = jax.tree.flatten(function(*_unordered(tree, leaves)))
         trees.append(made)
-        return found
+        return [found[i] for i in _order(made)]
 
-    found = executables.evaluate(flat, *leaves)
-    return trees[-1].unflatten([np.asarray(leaf) for leaf in found])
+    leaves = jax.tree.leaves(args)
+    found = executables.evaluate(flat, *(leaves[i] for i in _order(tree)))
+    return _unordered(trees[-1], [np.asarray(leaf) for leaf in found])
+
+
+def _order(tree: Any) -> list[int]:
+    """The leaves of a tree, by the names of the fields of its distributions."""
+
+    def named(node: Any) -> Any:
+        if not isinstance(node, dist.Distribution):
+            return node
+        fields = type(node).gather_pytree_data_fields()
+        return {name: _with_laws(named, node.__dict__.get(name)) for name in fields}
+
+    return jax.tree.leaves(_with_laws(named, tree.unflatten(range(tree.num_leaves))))
+
+
+def _with_laws(function: Callable, tree: Any) -> Any:
+    return jax.tree.map(function, tree, is_leaf=lambda node: isinstance(node, dist.Distribution))
+
+
+def _unordered(tree: Any, ordered: Any) -> Any:
+    places = np.argsort(_order(tree)) if tree.num_leaves else []
+    return tree.unflatten([ordered[i] for i in places])
 
 
 def _checked_scale(sigma2: Any) -> Any:
@@ -504,8 +536,10 @@ def gradient_descent_ensemble(
         law: H of sigma^2, a NumPyro distribution; or a number, for networks that all have it.
         time: t, 0 or more; None for infinity.
         learning_rate: eta; only its product with the time matters.
-        ridge: of the loss above, 0 or more. At infinite time, the noise of a regression in units
-            of sigma^2.
+        ridge: of the loss above, 0 or more. The mean at infinite time is that of a regression with
+            this noise variance in units of sigma^2. The covariance is not the posterior's, even if
+            only the readout is trained: all networks have the same targets, without noise of their
+            own.
         trained: "all" weights and biases, or only those of the "last" layer, the readout.
         nodes: of the quadrature over sigma^2 at finite time.
 
@@ -535,12 +569,13 @@ def gradient_descent_ensemble(
         last=trained == "last",
         nodes=int(nodes),
     )
-    given = (network, law, x, y, x_new, decay, ridge)
-    if _holds_jax(given):
-        return function(*given)
+    given = (network, None, x, y, x_new, decay, ridge)  # one program for all laws
+    if _holds_jax(given) or _holds_jax(law):
+        return dataclasses.replace(function(*given), law=law)
     with jax.enable_x64(True):
         given = jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), given)
         made: Ensemble = by_kept_program(function, *given)
+    made = dataclasses.replace(made, law=law)
     if endless:
         low, high = made.eigenvalues[[0, -1]]
         if not low > len(y) * np.finfo(float).eps * high:

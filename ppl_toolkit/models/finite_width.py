@@ -59,7 +59,13 @@ def init(network: Layer, key: Any, width: int, features: int) -> Any:
     Raises:
         ModelError: a layer cannot be simulated.
     """
-    return _drawn(_simulated(network), key, features, width, 1)[0]
+    shapes = _shapes(_simulated(network), features, int(width), 1)[0]
+    leaves, tree = jax.tree.flatten(shapes, is_leaf=_is_shape)
+    # All at once: a generator for each layer would be most of what there is to compile.
+    ends = np.cumsum([math.prod(shape) for shape in leaves])
+    normals = jnp.split(random.normal(key, (int(ends[-1]),)), ends[:-1])
+    shaped = [part.reshape(shape) for part, shape in zip(normals, leaves, strict=True)]
+    return jax.tree.unflatten(tree, shaped)
 
 
 def apply(network: Layer, parameters: Any, x: Float[Array, "n d"]) -> Float[Array, " n"]:
@@ -70,27 +76,25 @@ def apply(network: Layer, parameters: Any, x: Float[Array, "n d"]) -> Float[Arra
     return _forward(_simulated(network), parameters, x)[:, 0]
 
 
-def _drawn(one: Layer, key: Any, fan_in: int, width: int, last: int) -> tuple[Any, int]:
-    """Parameters of a layer whose last units are ``last`` in number, and how many it has."""
+def _shapes(one: Layer, fan_in: int, width: int, last: int) -> tuple[Any, int]:
+    """Shapes of a layer's parameters, whose last units are ``last``; and how many units it has."""
     if isinstance(one, Dense):
-        key_weight, key_bias = random.split(key)
-        shape = (fan_in, last)
-        return Weights(random.normal(key_weight, shape), random.normal(key_bias, (last,))), last
+        return Weights((fan_in, last), (last,)), last  # type: ignore[arg-type]
     if isinstance(one, Serial):
-        drawn = []
+        shapes = []
         for i, inner in enumerate(one.layers):
             units = last if i == len(one.layers) - 1 else width
-            parameters, fan_in = _drawn(inner, random.fold_in(key, i), fan_in, width, units)
-            drawn.append(parameters)
-        return tuple(drawn), fan_in
+            own, fan_in = _shapes(inner, fan_in, width, units)
+            shapes.append(own)
+        return tuple(shapes), fan_in
     if isinstance(one, Residual):
         parts = (one.branch, one.shortcut)
-        keys = random.split(key)
-        return tuple(
-            () if part is None else _drawn(part, k, fan_in, width, width)[0]
-            for part, k in zip(parts, keys, strict=True)
-        ), width
+        return tuple(() if p is None else _shapes(p, fan_in, width, width)[0] for p in parts), width
     return (), fan_in
+
+
+def _is_shape(tree: Any) -> bool:
+    return type(tree) is tuple and bool(tree) and all(isinstance(size, int) for size in tree)
 
 
 def _forward(one: Layer, parameters: Any, h: Any) -> Any:
@@ -188,20 +192,23 @@ def random_outputs(
     Raises:
         DataError, ModelError, OptionError: inputs, layers or options cannot be used.
     """
-    law, x, *_ = _checked(network, x, None, None, law, "all", width)
-    _check_counts(width=width, networks=networks)
+    _check_options(precision, seed, width=width, networks=networks)
+    law, x, *_ = _checked(network, x, None, None, law, "all")
     layers = _simulated(network)
     batch = _batch(layers, width, x.shape[1], networks)
 
-    def outputs(layers: Any, law: Any, x: Any, key: Any) -> Any:
-        def one(index: Any) -> Any:
-            key_scale, key_weights = random.split(random.fold_in(key, index))
-            sigma = jnp.sqrt(law.sample(key_scale))
-            return sigma * apply(layers, init(layers, key_weights, width, x.shape[1]), x)
+    count = -(-networks // batch) * batch
 
-        return lax.map(one, jnp.arange(-(-networks // batch) * batch), batch_size=batch)
+    def outputs(key: Any, layers: Any, x: Any, s2: Any) -> Any:
+        def one(own: tuple) -> Any:
+            index, s2 = own
+            parameters = init(layers, _keys(key, index)[1], width, x.shape[1])
+            return jnp.sqrt(s2) * apply(layers, parameters, x)
 
-    return _run(precision, outputs, layers, law, x, seed=seed)[:networks]
+        return lax.map(one, (jnp.arange(count), s2), batch_size=batch)
+
+    s2 = _scales(law, count, seed)
+    return _run(precision, seed, outputs, layers, x, s2)[:networks]
 
 
 def trained_outputs(
@@ -255,8 +262,9 @@ def trained_outputs(
         DataError, ModelError, OptionError: inputs, layers or options cannot be used; or sigma^2 of
             some network needs over 100,000 steps.
     """
-    law, x, y, x_new = _checked(network, x, y, x_new, law, trained, width)
-    _check_counts(width=width, networks=networks, **({} if steps is None else {"steps": steps}))
+    counted = {"width": width, "networks": networks} | ({} if steps is None else {"steps": steps})
+    _check_options(precision, seed, **counted)
+    law, x, y, x_new = _checked(network, x, y, x_new, law, trained)
     for name, value in (("time", time), ("learning_rate", learning_rate), ("ridge", ridge)):
         if not isinstance(value, int | float | np.number) or not 0 <= value < np.inf:
             raise OptionError(f"{name} must be a finite number, 0 or more; got {value!r:.40}.")
@@ -265,16 +273,12 @@ def trained_outputs(
     batch = _batch(layers, width, features, networks)
     count = -(-networks // batch) * batch
 
-    def scales(law: Any, key: Any) -> Any:
-        return jax.vmap(lambda i: law.sample(_keys(key, i)[0]))(jnp.arange(count))
-
     # Networks of like sigma^2 go together: the largest tells the steps of a batch.
-    s2 = _run("float64", scales, law, seed=seed)
-    order = np.argsort(s2)
-    counts = _counts(network, x, s2[order[batch - 1 :: batch]], time * learning_rate, ridge,
-                     trained, steps)  # fmt: skip
+    s2 = _scales(law, count, seed)
+    largest = np.sort(s2)[batch - 1 :: batch]
+    counts = _counts(network, x, largest, time * learning_rate, ridge, trained, steps)
 
-    def outputs(layers: Any, x: Any, y: Any, x_new: Any, s2: Any, plan: Any, key: Any) -> Any:
+    def outputs(key: Any, layers: Any, x: Any, y: Any, x_new: Any, s2: Any, plan: Any) -> Any:
         inputs = jnp.concatenate([x, x_new])
         flow, penalty, counts = plan
 
@@ -314,7 +318,7 @@ def trained_outputs(
         return jnp.zeros((count, len(x_new))).at[groups.reshape(-1)].set(found.reshape(count, -1))
 
     plan = (np.float64(time * learning_rate), np.float64(ridge), counts.astype(np.float64))
-    found = _run(precision, outputs, layers, x, y, x_new, s2, plan, seed=seed)[:networks]
+    found = _run(precision, seed, outputs, layers, x, y, x_new, s2, plan)[:networks]
     lost = ~np.isfinite(found).all(axis=1)
     if lost.any():
         found[lost] = np.nan
@@ -325,11 +329,6 @@ def trained_outputs(
             stacklevel=2,
         )
     return found
-
-
-def _keys(key: Any, index: Any) -> Any:
-    """The keys of a network's sigma^2 and of its weights."""
-    return random.split(random.fold_in(key, index))
 
 
 def _counts(
@@ -351,7 +350,7 @@ def _counts(
 
 
 def _checked(
-    network: Any, x: Any, y: Any, x_new: Any, law: Any, trained: str, width: Any
+    network: Any, x: Any, y: Any, x_new: Any, law: Any, trained: str
 ) -> tuple[Any, Any, Any, Any]:
     """NumPy arrays, as `checked_ensemble` lets them pass, of vectors."""
     if isinstance(network, Layer):
@@ -365,7 +364,11 @@ def _checked(
     return as_numpy(law), *(as_numpy(a) for a in (x, y, x_new))
 
 
-def _check_counts(**counts: Any) -> None:
+def _check_options(precision: Any, seed: Any, **counts: Any) -> None:
+    if precision not in ("float64", "float32"):
+        raise OptionError(f"precision must be 'float64' or 'float32'; got {precision!r:.40}.")
+    if isinstance(seed, bool) or not isinstance(seed, int | np.integer):
+        raise OptionError(f"seed must be a whole number; got {seed!r:.40}.")
     for name, value in counts.items():
         if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < 1:
             raise OptionError(f"{name} must be a whole number, 1 or more; got {value!r:.40}.")
@@ -373,23 +376,34 @@ def _check_counts(**counts: Any) -> None:
 
 def _batch(layers: Layer, width: int, features: int, networks: int) -> int:
     """How many networks to simulate together, in batches of nearly equal size."""
-    shapes = jax.eval_shape(lambda: init(layers, random.key(0), width, features))
-    size = 8 * sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(shapes))
+    shapes = jax.tree.leaves(_shapes(layers, features, int(width), 1)[0], is_leaf=_is_shape)
+    size = 8 * sum(math.prod(shape) for shape in shapes)
     most = max(1, _BATCH_BYTES // size)
     return -(-networks // -(-networks // most))
 
 
-def _run(precision: str, function: Callable, *args: Any, seed: int) -> np.ndarray:
-    """``function(*args, key)`` by a kept executable."""
-    if precision not in ("float64", "float32"):
-        raise OptionError(f"precision must be 'float64' or 'float32'; got {precision!r:.40}.")
-    if isinstance(seed, bool) or not isinstance(seed, int | np.integer):
-        raise OptionError(f"seed must be a whole number; got {seed!r:.40}.")
+def _keys(key: Any, index: Any) -> Any:
+    """The keys of a network's sigma^2 and of its weights."""
+    return random.split(random.fold_in(key, index))
+
+
+def _scales(law: Any, count: int, seed: int) -> np.ndarray:
+    """Sigma^2 of each network. Drawn in thousands: one program for most numbers of networks."""
+    index = np.arange(1024 * -(-count // 1024))
+
+    def scales(key: Any, law: Any, index: Any) -> Any:
+        return jax.vmap(lambda i: law.sample(_keys(key, i)[0]))(index.astype(int))
+
+    return _run("float64", seed, scales, law, index)[:count]
+
+
+def _run(precision: str, seed: int, function: Callable, *args: Any) -> np.ndarray:
+    """``function(key, *args)`` by a kept executable."""
     key = np.asarray(random.key_data(random.key(int(seed))))
+
+    def with_key(key: Any, *args: Any) -> Any:
+        return function(random.wrap_key_data(key), *args)
+
     with jax.enable_x64(precision == "float64"):
         args = jax.tree.map(lambda leaf: np.asarray(leaf, precision), args)
-
-        def with_key(key: Any, *args: Any) -> Any:
-            return function(*args, random.wrap_key_data(key))
-
         return np.array(by_kept_program(with_key, key, *args))

@@ -159,8 +159,10 @@ class ScaleMixtureClassification:
         relative = 1e-6 if dtype == jnp.float64 else 1e-4
         jitter = relative * jnp.diagonal(covariance).mean()
         root = lax.linalg.cholesky(covariance + jitter * jnp.eye(len(z), dtype=dtype))
-        x, labels, basis = (a if a is None or rows is None else a[rows] for a in (x, y, root))
-        if inducing is None:  # X X^T = K + jitter I: nothing is left
+        x, labels, basis = (
+            a if a is None or rows is None else jnp.asarray(a)[rows] for a in (x, y, root)
+        )
+        if inducing is None:  # A A^T = K + jitter I: nothing is left
             return Pieces(basis, jnp.zeros(len(x), dtype), labels)
         across = kernel_matrices(network, z, x, ntk=False).nngp
         basis = solve_triangular(root, across, lower=True).T
@@ -239,7 +241,7 @@ def choose_inducing(
     Gaussian processes regression, JMLR 21, section 4.2.2; Fine, Scheinberg (2001), JMLR 2.
     """
     x = np.asarray(checked_inputs(np.asarray(X), "X"))
-    if isinstance(count, bool) or not isinstance(count, int | np.integer) or not 0 < count:
+    if isinstance(count, bool) or not isinstance(count, int | np.integer) or not count > 0:
         raise OptionError(f"count must be a number of inducing inputs; got {count!r:.40}.")
     if count > len(np.unique(x.reshape(len(x), -1), axis=0)):
         raise OptionError(f"there are not count={count} different inputs among {len(x)}.")
@@ -249,7 +251,7 @@ def choose_inducing(
 
 
 def _pivots(count: int, network: Layer, x: Any) -> Float[Array, " M"]:
-    """The rows of x chosen: k_ii - |G_i|^2 is largest there, with G the incomplete factor (n, M)."""
+    """The rows of x where k_ii - |G_i|^2 is largest in turn, G the incomplete factor (n, M)."""
 
     def choose(number: Any, state: tuple[Any, Any, Any]) -> tuple[Any, Any, Any]:
         chosen, factor, rest = state

@@ -120,7 +120,7 @@ def plot_calibration(fits: Fitted | Mapping[str, Fitted], X: Any, y: Any) -> Fig
         panel.plot(shares, found - shares, color=colour, lw=1.5, label=name)
     panel.set_xlabel("promised share below")
     panel.set_ylabel("observed share - promised")
-    panel.legend(frameon=False, fontsize=8)
+    panel.legend(frameon=False, fontsize=8, ncols=2, loc="lower left", bbox_to_anchor=(0, 1))
     return figure
 
 
