@@ -360,7 +360,7 @@ def _with_laws(function: Callable, tree: Any) -> Any:
 
 
 def _unordered(tree: Any, ordered: Any) -> Any:
-    places = np.argsort(_order(tree)) if tree.num_leaves else []
+    places: Any = np.argsort(_order(tree)) if tree.num_leaves else []
     return tree.unflatten([ordered[i] for i in places])
 
 
