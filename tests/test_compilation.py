@@ -216,7 +216,8 @@ class TestDiskCache:
         monkeypatch.setenv("PPL_CACHE_DIR", str(tmp_path / "c"))
         for which in (0, 1):
             executables.clear()
-            assert executables.evaluate(lambda *xs, i=which: xs[i], *np.float32([1, 2])) == 1 + which
+            found = executables.evaluate(lambda *xs, i=which: xs[i], *np.float32([1, 2]))
+            assert found == 1 + which
         executables.clear()
 
     code = """

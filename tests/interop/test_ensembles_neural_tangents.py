@@ -25,10 +25,10 @@ S2 = 1.7
 
 @pytest.fixture(scope="module")
 def peer():
-    spec = importlib.util.find_spec("neural_tangents")
-    if spec is None:
-        pytest.skip("neural-tangents is not installed")
     if "neural_tangents" not in sys.modules:
+        spec = importlib.util.find_spec("neural_tangents")
+        if spec is None:
+            pytest.skip("neural-tangents is not installed")
         bare = types.ModuleType("neural_tangents")
         bare.__path__ = list(spec.submodule_search_locations)
         sys.modules["neural_tangents"] = bare
