@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import threading
-from collections import OrderedDict
 from collections.abc import Callable
 from typing import Any
 
@@ -12,10 +10,10 @@ import jax.numpy as jnp
 import numpy as np
 from numpy.typing import NDArray
 
-from ppl_toolkit import executables
 from ppl_toolkit.errors import DataError, OptionError
 from ppl_toolkit.models.blocks import kernel_matrices
 from ppl_toolkit.models.covariances import Kernels, variances_of
+from ppl_toolkit.models.kept import by_kept_program
 
 __all__ = [
     "checked_inputs",
@@ -120,44 +118,12 @@ def in_float64(function: Callable, *args: Any, **static: Any) -> Any:
         *args: the pytrees.
         **static: its options.
     """
-    leaves, structure = jax.tree.flatten(args)
-    if any(isinstance(leaf, jax.Array) for leaf in leaves):
+    if any(isinstance(leaf, jax.Array) for leaf in jax.tree.leaves(args)):
         return function(*args, **static)
     with jax.enable_x64(True):
-        numbers = [_as_number(leaf) for leaf in leaves]
-        call = _kept(function, tuple(static.items()), structure, numbers)
-        return jax.tree.map(np.asarray, call(*numbers))
+        return by_kept_program(function, *jax.tree.map(_as_number, args), **static)
 
 
 def _as_number(leaf: Any) -> np.ndarray:
     array = np.asarray(leaf)
     return array if array.dtype.kind in "biu" else array.astype(np.float64)
-
-
-_programs: OrderedDict[Any, Callable] = OrderedDict()
-_guard = threading.Lock()
-_MOST_PROGRAMS = 64
-
-
-def _kept(function: Callable, static: tuple, structure: Any, numbers: list[np.ndarray]) -> Callable:
-    """The program for these shapes: the one that was used before, or a new one."""
-    shapes = tuple((x.shape, x.dtype.str) for x in numbers)
-
-    def of_leaves(*leaves: Any) -> Any:
-        return function(*jax.tree.unflatten(structure, leaves), **dict(static))
-
-    key = function, static, structure, shapes
-    try:
-        hash(key)
-    except TypeError:  # a law whose structure cannot be hashed
-        return executables.kept(of_leaves, *numbers)
-    with _guard:
-        if key in _programs:
-            _programs.move_to_end(key)
-            return _programs[key]
-    made = executables.kept(of_leaves, *numbers)
-    with _guard:
-        _programs[key] = made
-        while len(_programs) > _MOST_PROGRAMS:
-            _programs.popitem(last=False)
-    return made

@@ -23,7 +23,8 @@ from jaxtyping import Array, Float
 
 from ppl_toolkit.errors import DataError, InferenceWarning, ModelError, OptionError
 from ppl_toolkit.models.activations import GELU, Activation, Erf, Rectifier, Sign, Sin, Step
-from ppl_toolkit.models.ensembles import by_kept_program, checked_ensemble, readout_of
+from ppl_toolkit.models.ensembles import checked_ensemble, readout_of
+from ppl_toolkit.models.kept import by_kept_program
 from ppl_toolkit.models.layers import Dense, Layer, LayerNorm, Residual, Serial
 from ppl_toolkit.models.quadrature_activations import Elementwise, HermiteSeries
 

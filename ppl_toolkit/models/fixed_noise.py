@@ -21,7 +21,6 @@ from numpyro import distributions as dist
 
 from ppl_toolkit.errors import DataError, OptionError
 from ppl_toolkit.models.blocks import kernel_matrices
-from ppl_toolkit.models.ensembles import LocationScaleMixture
 from ppl_toolkit.models.evaluation import (
     checked_inputs,
     checked_targets,
@@ -29,6 +28,7 @@ from ppl_toolkit.models.evaluation import (
     own_variances,
 )
 from ppl_toolkit.models.layers import Layer, check_order
+from ppl_toolkit.models.location_scale import LocationScaleMixture
 from ppl_toolkit.models.predictive import Predictive
 from ppl_toolkit.models.scale_laws import Atoms, Tabulated
 from ppl_toolkit.models.scale_quadrature import by_trapezoid, checked_law

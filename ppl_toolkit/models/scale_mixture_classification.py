@@ -129,8 +129,6 @@ class ScaleMixtureClassification:
                 f = f + spread * numpyro.sample("e", normal, infer=_LATER)
             numpyro.deterministic("p", jax.nn.softmax(f))
         with numpyro.plate("row", n, dim=-1):
-            if y is not None:  # labels that are none have no density
-                f = jnp.where(((y >= 0) & (y < self.classes))[:, None], f, jnp.nan)
             numpyro.sample("y", dist.Categorical(logits=f), obs=y)
 
     # -- what sparse variational inference needs ---------------------------------------------------
