@@ -14,7 +14,7 @@ demo: .venv/.run          ## the main job on real data: report in the terminal a
 	$(BIN)/ppl demo --out out
 
 test: .venv/.test         ## the tests
-	OPENBLAS_NUM_THREADS=1 XLA_FLAGS="$$XLA_FLAGS $(QUICK)" $(BIN)/python -m pytest -n $(JOBS) -m "not slow and not interop"
+	OPENBLAS_NUM_THREADS=1 XLA_FLAGS="$$XLA_FLAGS $(QUICK)" $(BIN)/python -m pytest -n $(JOBS) --dist worksteal -m "not slow and not interop"
 
 test-slow: .venv/.test    ## longer statistical validation
 	$(BIN)/python -m pytest -n $(JOBS) -m slow

@@ -76,6 +76,13 @@ SAYS = {
         r"constant +0% of the draws",
         r"cyclical +[2-7]\d% of the draws",
     ],
+    "digits": [
+        r"images to learn from, 60 others",
+        r"Student-t process: sigma\^2 = \d+\.\d \(",
+        r"Gaussian, sigma\^2 = 1 +bound on the log evidence +-\d+",
+        r"Student-t process +as trained +[5-9]\d\.\d%",
+        r"50 labels: sigma\^2 = .*, degrees of freedom \d+",
+    ],
     "stochastic_volatility": [
         r"504 days; the largest loss was 9\.4% on 15 October 2008",
         r"rho = -0\.7: log evidence +-\d+\.\d+",

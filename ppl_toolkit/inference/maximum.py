@@ -138,21 +138,26 @@ class _Maximum:
             value = -objective(x)
             return jnp.where(jnp.isnan(value), jnp.inf, value)
 
-        def search(number: Any, best: Best) -> Best:
+        def search(turn: Any, found: tuple[Any, Best]) -> tuple[Any, Best]:
+            """Every second search begins where the last one ended.
+
+            The line search stops before the gradient is zero to rounding.
+            """
+            last, best = found
+            number = turn // 2
             uniform = random.uniform(
                 random.fold_in(key, number), best.position.shape, best.position.dtype, -1.0, 1.0
             )
             position, given = state.given
             begin = jnp.where(given & (number == 0), position, settings.radius * uniform)
-            # The line search stops before the gradient is zero to rounding: begin it anew once.
+            begin = jnp.where(turn % 2 == 1, last, begin)
             end = minimize(loss, begin, method="BFGS", options={"maxiter": self.steps}).x
-            end = minimize(loss, end, method="BFGS", options={"maxiter": self.steps}).x
             value, gradient = jax.value_and_grad(loss)(end)
             better = jnp.isfinite(value) & jnp.all(jnp.isfinite(gradient)) & (-value > best.value)
-            found = Best(end, -value, jnp.linalg.norm(gradient), best.given)
-            return jax.tree.map(lambda new, old: jnp.where(better, new, old), found, best)
+            new = Best(end, -value, jnp.linalg.norm(gradient), best.given)
+            return end, jax.tree.map(lambda a, b: jnp.where(better, a, b), new, best)
 
-        best = lax.fori_loop(0, self.starts, search, state)
+        _, best = lax.fori_loop(0, 2 * self.starts, search, (state.position, state))
         info = {
             "objective": best.value,
             "gradient_norm": best.gradient_norm,

@@ -33,7 +33,7 @@ def test_the_density_is_the_priors_and_the_evidence():
     values = {"weight_std": 1.3, "bias_std": 0.4, "noise": 0.1, "alpha": 2.5}
     with jax.enable_x64(True):
         found, _ = log_density(MODEL, (X, Y), {}, values)
-        prior = sum(law.log_prob(values[name]) for name, law in MODEL.priors.items())
+        prior = float(sum(law.log_prob(values[name]) for name, law in MODEL.priors.items()))
     network = mlp(1, weight_std=1.3, bias_std=0.4)
     evidence = fit(network, X, Y, noise=0.1, law=dist.InverseGamma(2.5, 2.5)).log_evidence
     np.testing.assert_allclose(found, prior + evidence, rtol=1e-10)

@@ -218,20 +218,22 @@ def test_layers_are_pytrees_of_their_parameters():
 def test_diagonals_are_exact(precision, rtol):
     """Of the tangent kernel of ReLU too, where the angle 0 costs half of the digits: against a
     recursion in Python's numbers. A duplicate elsewhere in the matrix keeps the other half."""
-    x = np.concatenate([X1, X1[:2]]).astype(precision)
-    with jax.enable_x64(precision == "float64"):
-        k, t = jax.jit(lambda x: kernel_matrices(MLP(), x, block=4))(x)
-    assert k.dtype == t.dtype == precision
-    for row, one in enumerate(x.astype(float)):
-        q, tangent = sum(v * v for v in one) / 3, 0.0
-        for _ in range(3):
-            q = 1.4**2 * q + 0.3**2
-            q, tangent = q / 2, (q + 1.4**2 * tangent) / 2
-        q = 0.8**2 * q
-        np.testing.assert_allclose(k[row, row], q, rtol=rtol)
-        np.testing.assert_allclose(t[row, row], q + 0.8**2 * tangent, rtol=rtol)
-    np.testing.assert_allclose(k[11, 0], k[0, 0], rtol=rtol)
-    np.testing.assert_allclose(t[11, 0], t[0, 0], rtol=10 * rtol**0.5)
+    x = RNG.normal(size=(9, 40))  # sums whose digits depend on their order
+    x = np.concatenate([x, x[:2]]).astype(precision)
+    for block in (4, 11):
+        with jax.enable_x64(precision == "float64"):
+            k, t = matrices({"": MLP()}, x, block=block)[""]
+        assert k.dtype == t.dtype == precision
+        for row, one in enumerate(x.astype(float)):
+            q, tangent = sum(v * v for v in one) / 40, 0.0
+            for _ in range(3):
+                q = 1.4**2 * q + 0.3**2
+                q, tangent = q / 2, (q + 1.4**2 * tangent) / 2
+            q = 0.8**2 * q
+            np.testing.assert_allclose(k[row, row], q, rtol=rtol)
+            np.testing.assert_allclose(t[row, row], q + 0.8**2 * tangent, rtol=rtol)
+        np.testing.assert_allclose(k[9, 0], k[0, 0], rtol=rtol)
+        np.testing.assert_allclose(t[9, 0], t[0, 0], rtol=10 * rtol**0.5)
 
 
 def test_variances_are_diagonals():
@@ -349,18 +351,22 @@ def test_blocks_make_no_difference(x2):
 
 
 def test_no_block_is_larger_than_asked_for():
-    """The programs differ where the blocks do, and only there."""
+    """What fits in one block is computed without a loop, and differentiated to any order."""
 
     def text(n, block):
-        x = jax.ShapeDtypeStruct((n, 3), float)
-        return str(jax.make_jaxpr(lambda x: kernel_matrices(mlp(1), x, block=block))(x))
+        def nngp(x):
+            return kernel_matrices(mlp(1), x, block=block).nngp
 
-    assert "while" not in text(11, 11)
-    assert "while" not in text(11, 20)
+        x = jax.ShapeDtypeStruct((n, 3), float)
+        twice = str(jax.make_jaxpr(jax.jacfwd(jax.jacfwd(nngp)))(x)) if block >= n else ""
+        return str(jax.make_jaxpr(nngp)(x)), twice
+
     assert text(11, 11) == text(11, 20)
+    assert not any(loop in one for one in text(11, 11) for loop in ("scan", "while"))
     for block in (1, 4, 10):
-        assert f"f64[{block},{block}]" in text(11, block)
-        assert "while" in text(11, block) or "scan" in text(11, block)
+        ours, _ = text(11, block)
+        assert f"f64[{block},{block}]" in ours
+        assert "scan" in ours or "while" in ours
 
 
 def test_derivatives_with_duplicates_and_zeros():
