@@ -112,8 +112,11 @@ class ScaleMixtureClassification:
                 "inputs of the labels that the result is of; inducing=Z if it had inducing inputs."
             )
         sites = {name: numpyro.sample(name, prior) for name, prior in self.priors.items()}
-        fixed = isinstance(self.law, dist.Delta)
-        sigma = jnp.sqrt(self.law.v if fixed else numpyro.sample("sigma2", self.law))
+        if isinstance(self.law, dist.Delta):  # an array: other values are the same program
+            sigma2 = jnp.asarray(np.atleast_1d(self.law.v), float)[0]
+        else:
+            sigma2 = numpyro.sample("sigma2", self.law)
+        sigma = jnp.sqrt(sigma2)
         basis, residual, _ = self.pieces(sites, None, X, y, inducing)
         n, m = basis.shape
         columns = numpyro.plate("class", self.classes, dim=-1)

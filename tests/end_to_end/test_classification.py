@@ -9,6 +9,7 @@ import numpyro
 import numpyro.distributions as dist
 import pytest
 from helpers import compilations, quiet, quietly
+from scipy.special import softmax
 
 import ppl_toolkit as ppl
 from ppl_toolkit.errors import DataError, MethodError, ModelError, OptionError
@@ -98,6 +99,22 @@ def test_the_program_is_an_ordinary_one():
     known = scale_mixture_classification(mlp(1), classes=3, law=dist.Delta(1.0))
     assert sites(known, X, Y) == ["w"]
     assert sites(known, NEW, inducing=Z) == ["w", "f", "y"]
+
+
+def test_probabilities_are_those_of_the_scaled_functions():
+    network = mlp(1)
+    model = scale_mixture_classification(network, classes=3)
+    w, e = rng.normal(size=(12, 3)), rng.normal(size=(5, 3))
+    K = network.nngp(Z)
+    root = np.linalg.cholesky(K + 1e-6 * np.diag(K).mean() * np.eye(12))
+    A = np.linalg.solve(root, network.nngp(Z, NEW[:5])).T
+    rest = network.variances(NEW[:5]).nngp - (A**2).sum(1)
+    f = np.sqrt(2.5) * (A @ w + np.sqrt(rest)[:, None] * e)
+    program = ppl.Program(model, (NEW[:5], NEW_Y[:5]), {"inducing": Z})
+    with program.context():
+        values = {"sigma2": 2.5, "w": w, "e": e}
+        p = jax.jit(program.complete)(values, program.data)["p"]
+    np.testing.assert_allclose(p, softmax(f, axis=1), rtol=1e-6)
 
 
 def test_images_have_kernels_of_convolutions():
