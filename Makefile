@@ -38,6 +38,8 @@ bench: .venv/.bench       ## side by side with peers: make bench DATA=path/to/po
 	$(BIN)/python benchmarks/composition.py
 	$(BIN)/python benchmarks/particles.py
 	$(BIN)/python benchmarks/stochastic_gradient.py
+	$(BIN)/python benchmarks/infinite_width.py
+	$(BIN)/python benchmarks/scale_mixture.py
 	$(if $(DATA),$(BIN)/python benchmarks/mcmc.py $(DATA))
 
 docs: .venv/.docs         ## all tutorials in full, as pages in docs/_build
