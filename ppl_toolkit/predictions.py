@@ -76,7 +76,7 @@ def _over_draws(
         first_args = (*fixed, padded(numbers, 0), {k: padded(v, 0) for k, v in flat.items()})
         shapes = str(jax.tree.map(lambda x: (np.shape(x), str(x.dtype)), first_args))
         executable, _ = executables.compiled(
-            (label, traced.text(), shapes, program.precision),
+            (label, traced.text(differentiable=False), shapes, program.precision),
             lambda: jax.jit(run).lower(*first_args),
             device,
         )

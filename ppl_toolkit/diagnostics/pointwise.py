@@ -118,7 +118,13 @@ class PointwiseLikelihood:
             fixed = jax.device_put((self._traced.consts, self.program.data, begin), device)
             shapes = str(jax.tree.map(lambda x: (np.shape(x), str(x.dtype)), (fixed, part(0))))
             executable, _ = executables.compiled(
-                ("pointwise", self._traced.text(), width, shapes, self.program.precision),
+                (
+                    "pointwise",
+                    self._traced.text(differentiable=False),
+                    width,
+                    shapes,
+                    self.program.precision,
+                ),
                 lambda: jax.jit(run).lower(*fixed, part(0)),
                 device,
             )
