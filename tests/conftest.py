@@ -7,6 +7,7 @@ import jax
 import pytest
 
 from ppl_toolkit import executables
+from ppl_toolkit.models import kept
 
 sys.path.insert(0, str(Path(__file__).parent))
 
@@ -18,6 +19,7 @@ def room_for_programs():
     maps = Path("/proc/self/maps")
     if maps.exists() and maps.read_bytes().count(b"\n") > 30_000:
         jax.clear_caches()
+        kept.clear()
         executables.clear()
 
 

@@ -19,7 +19,7 @@ from numpyro import distributions as dist
 
 from ppl_toolkit import executables
 
-__all__ = ["by_kept_program"]
+__all__ = ["by_kept_program", "clear"]
 
 _MOST_PROGRAMS = 64
 
@@ -64,6 +64,12 @@ def by_kept_program(function: Callable, *args: Any, **static: Any) -> Any:
     else:
         program = _found(key, lambda: _made(function, static, tree, given))
     return _unordered(program.out, [np.asarray(leaf) for leaf in program.call(*given)])
+
+
+def clear() -> None:
+    """Forget the programs of this process (the files stay)."""
+    with _guard:
+        _programs.clear()
 
 
 def _found(key: Any, make: Callable[[], _Program]) -> _Program:

@@ -102,9 +102,13 @@ def test_type_two_maximum_likelihood_finds_the_largest_evidence():
     assert tree["predictions"]["y_new"].shape == (2, 1, 3)
 
 
-def test_the_collapse_of_the_law_is_refused_and_its_prior_prevents_it():
+def test_the_collapse_of_the_law_is_refused():
     with pytest.raises(MethodError, match=r"alpha.*method='map'"):
         quiet(MODEL, X, Y, method=Type2ML())
+
+
+@pytest.mark.slow
+def test_a_prior_prevents_the_collapse():
     found = quiet(MODEL, X, Y, method=MAP(starts=2), chains=1)
     assert 0.5 < float(found["maximum"]["alpha"].squeeze()) < 50
 

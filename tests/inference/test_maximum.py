@@ -54,6 +54,7 @@ def two_peaks(y):
     numpyro.factor("tilt", 0.05 * m)
 
 
+@pytest.mark.slow
 def test_many_starts_find_the_higher_peak():
     found = quiet(two_peaks, np.full(4, 2.0), method=MAP(starts=8), chains=4)["maximum"]["m"]
     assert np.all(found > 1.5)
