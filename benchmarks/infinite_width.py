@@ -15,11 +15,11 @@ a first call, compilation included.
 import argparse
 import json
 import os
-import resource
 import subprocess
 import sys
 import warnings
 from collections.abc import Callable
+from pathlib import Path
 from statistics import median
 from typing import Any
 
@@ -104,7 +104,7 @@ def rows_of(title: str, programs: dict, args: tuple, rounds: int) -> list[list[A
     works: dict[str, Work] = {}
     cold, compiling, values = {}, {}, {}
     for name, program in programs.items():
-        works[name] = lambda _, program=program: jax.block_until_ready(program(*args)) and None
+        works[name] = lambda _, program=program: done(program(*args))
         with counted_compilations() as seconds:
             cold[name] = cost_of(lambda program=program: jax.block_until_ready(program(*args)))
         compiling[name] = sum(seconds)
@@ -121,6 +121,11 @@ def rows_of(title: str, programs: dict, args: tuple, rounds: int) -> list[list[A
          median(c.wall for c in own), *ratios(costs.get("neural-tangents"), own), difference]
         for name, own in costs.items()
     ]  # fmt: skip
+
+
+def done(result: Any) -> None:
+    """Wait for it, and let go of it."""
+    jax.block_until_ready(result)
 
 
 def ratios(theirs: list[Cost] | None, ours: list[Cost]) -> list[float | None]:
@@ -166,8 +171,9 @@ def precision_rows(_: int, there: bool) -> list[list[Any]]:
 def memory_of(task: str) -> None:
     """Prints the peak resident memory of this process, before and after the task, and seconds."""
 
-    def peak() -> float:
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    def peak() -> float:  # getrusage would count this process's parent, before its exec
+        status = Path("/proc/self/status").read_text()
+        return int(status.split("VmHWM:")[1].split()[0]) / 2**20
 
     jax.config.update("jax_enable_x64", True)
     x, y = inputs(MEMORY_ROWS)
