@@ -9,7 +9,7 @@ The peer is optional, and comes in an environment of its own:
 
 Both take turns in one process, round by round; figures are medians over rounds, ratios are taken
 within a round first. CPU seconds count all threads. Data are arguments of jitted functions. Cold is
-a first call, compilation included.
+a first call, compilation included. BLAS has one thread unless OPENBLAS_NUM_THREADS says otherwise.
 """
 
 import argparse
@@ -24,6 +24,8 @@ from statistics import median
 from typing import Any
 
 os.environ["PPL_CACHE_DIR"] = "off"
+# Threads of BLAS that wait for a core another process has took 40 times as long for a Cholesky.
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
 import jax
 import jax.numpy as jnp

@@ -36,7 +36,7 @@ _EIGHTH = math.tan(math.pi / 8)
 def arctan2(y: Float[Array, "..."], x: Float[Array, "..."]) -> Float[Array, "..."]:
     """The angle of the point (x, y), in (-pi, pi]; zero at the origin.
 
-    Within two units in the last place of the C library's, but for the sign of zero. Where its
+    Within three units in the last place of the C library's, but for the sign of zero. Where its
     derivative does not exist, at the origin, it is taken to be zero.
     """
     across, up = jnp.abs(x), jnp.abs(y)

@@ -16,8 +16,12 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from ppl_toolkit.errors import ModelError
-from ppl_toolkit.models.covariances import Kernels, covariances_of, variances_of
+from ppl_toolkit.models.covariances import (
+    Kernels,
+    covariances_of,
+    per_position,
+    variances_of,
+)
 
 __all__ = ["Tiles", "kernel_matrices", "lower_pullback", "lower_triangle", "tiles"]
 
@@ -85,10 +89,7 @@ def _pairs(network: Any, a: Any, b: Any, ntk: bool, same: Any) -> Kernels:
     """
     state = network.cross(covariances_of(a, b, ntk=ntk, joint=network.joint))
     if state.nngp.ndim != 2:
-        raise ModelError(
-            "the network has an output for every position of an image: put Flatten() or "
-            "GlobalAveragePool() before its last Dense layer."
-        )
+        raise per_position()
     found = Kernels(state.nngp, state.ntk)
     if same is None:
         return found

@@ -57,6 +57,8 @@ class Conv(Layer):
         return self._of(state, ((2, 3), (4, 5)) if state.joint else ((2, 3),))
 
     def diagonal(self, state: Variances) -> Variances:
+        if state.nngp.ndim == 1:
+            raise _not_an_image("Conv")
         return Variances(*self._of(state, ((1, 2), (3, 4)) if state.joint else ((1, 2),)))
 
     def _of(self, state: Any, axes: tuple) -> tuple[Any, Any]:
@@ -101,6 +103,8 @@ class Flatten(Layer):
         return _means(state, "nmhwhw->nmhw", (2, 3))
 
     def diagonal(self, state: Variances) -> Variances:
+        if state.nngp.ndim == 1:
+            raise _not_an_image("Flatten")
         return Variances(*_means(state, "nhwhw->nhw", (1, 2)))
 
 

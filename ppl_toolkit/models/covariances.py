@@ -8,7 +8,24 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float
 
-__all__ = ["Covariances", "Kernels", "Variances", "covariances_of", "variances_of"]
+from ppl_toolkit.errors import ModelError
+
+__all__ = [
+    "Covariances",
+    "Kernels",
+    "Variances",
+    "covariances_of",
+    "per_position",
+    "variances_of",
+]
+
+
+def per_position() -> ModelError:
+    """The error of a network that ends with the positions of an image."""
+    return ModelError(
+        "the network has an output for every position of an image: put Flatten() or "
+        "GlobalAveragePool() before its last Dense layer."
+    )
 
 
 class Kernels(NamedTuple):
@@ -86,6 +103,11 @@ def variances_of(x: Float[Array, "n *shape"], *, ntk: bool, joint: bool = False)
 
     With ``joint``, mean products of all pairs of positions.
     """
+    if joint and x.ndim != 4:
+        raise ModelError(
+            "GlobalAveragePool works on images, inputs of shape (n, height, width, channels); "
+            f"these have shape {x.shape}."
+        )
     if joint:
         q = jnp.einsum("nhwc,nijc->nhwij", x, x, precision=lax.Precision.HIGHEST) / x.shape[-1]
     else:
@@ -97,14 +119,10 @@ def covariances_of(
     x1: Float[Array, "n1 *shape"], x2: Float[Array, "n2 *shape"], *, ntk: bool, joint: bool = False
 ) -> Covariances:
     """Mean products over the features of vectors, or the channels of images, of all pairs."""
+    own = [variances_of(x, ntk=False, joint=joint).nngp for x in (x1, x2)]
     if x1.ndim == 2:
         pattern = "nc,mc->nm"
     else:
         pattern = "nhwc,mijc->nmhwij" if joint else "nhwc,mhwc->nmhw"
     s = jnp.einsum(pattern, x1, x2, precision=lax.Precision.HIGHEST) / x1.shape[-1]
-    return Covariances(
-        s,
-        jnp.zeros_like(s) if ntk else None,
-        variances_of(x1, ntk=False, joint=joint).nngp,
-        variances_of(x2, ntk=False, joint=joint).nngp,
-    )
+    return Covariances(s, jnp.zeros_like(s) if ntk else None, *own)

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from ppl_toolkit.errors import DataError, OptionError
 from ppl_toolkit.models.blocks import kernel_matrices
-from ppl_toolkit.models.covariances import Kernels, variances_of
+from ppl_toolkit.models.covariances import Kernels, per_position, variances_of
 from ppl_toolkit.models.kept import by_kept_program
 
 __all__ = [
@@ -47,7 +47,10 @@ def evaluated_variances(network: Any, x: Any, *, ntk: bool) -> Kernels:
 
 def _both_variances(network: Any, x: Any, *, ntk: bool) -> Kernels:
     x = jnp.asarray(x, jnp.result_type(x, float))
-    return Kernels(*network.diagonal(variances_of(x, ntk=ntk, joint=network.joint)))
+    found = Kernels(*network.diagonal(variances_of(x, ntk=ntk, joint=network.joint)))
+    if found.nngp.ndim != 1:
+        raise per_position()
+    return found
 
 
 def own_variances(network: Any, x: Any) -> Any:

@@ -174,12 +174,12 @@ class Serial(Layer):
 
     def cross(self, state: Covariances) -> Covariances:
         for one in self.layers:
-            state = one.cross(state)
+            state = _apart(one, one.cross(state))
         return state
 
     def diagonal(self, state: Variances) -> Variances:
         for one in self.layers:
-            state = one.diagonal(state)
+            state = _apart(one, one.diagonal(state))
         return state
 
     def tree_flatten(self) -> tuple[tuple[Layer, ...], None]:
@@ -201,6 +201,15 @@ class Serial(Layer):
         return hash((Serial, self.layers))
 
 
+def _apart(one: Layer, state: Any) -> Any:
+    """The state after a layer, computed before later layers are.
+
+    Else the compiler would fuse all layers into one loop that computes what is used twice again and
+    again, at a cost that grows with the square of the depth.
+    """
+    return state if one.gives_gaussian is not False else jax.lax.optimization_barrier(state)
+
+
 @layer("branch", "shortcut")
 class Residual(Layer):
     """shortcut(x) + branch(x), whose weights are independent: covariances and tangents add.
@@ -213,6 +222,15 @@ class Residual(Layer):
     branch: Layer
     shortcut: Layer | None = None
     takes_gaussian: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        for part in (self.branch, self.shortcut):
+            # Where trees are rebuilt, anything may stand in the place of a layer.
+            if part is self.branch and isinstance(part, str | int | float | None):
+                raise ModelError(
+                    "Residual takes layers, such as Serial(ReLU(), Dense(1.4, 0.3)); got "
+                    f"{part!r:.80}."
+                )
 
     @property
     def joint(self) -> bool:

@@ -44,8 +44,8 @@ def statistics(network: Any, x: Any, y: Any, noise: Any, *, block: int = 256) ->
         noise: what is added to the diagonal: the noise variance in units of sigma^2.
         block: rows and columns of the kernel worked on at a time.
 
-    Complexity: n^3 / 3 operations and n^2 numbers for the values, 2 n^3 more and 2 n^2 numbers for
-    the derivative by all parameters and inputs together. NaN where Kt is not positive definite.
+    Complexity: n^3 / 3 operations and 2 n^2 numbers for the values, 2 n^3 more and 4 n^2 numbers
+    for the derivative by all parameters and inputs together. NaN where Kt is not positive definite.
 
     Source: Rasmussen, Williams (2006), Gaussian Processes for Machine Learning, section 5.4.
     """

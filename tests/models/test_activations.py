@@ -224,8 +224,8 @@ def test_quadrature_where_inputs_coincide_or_vanish(way):
     [
         (lambda: Elementwise("tanh"), "an activation is a function such as jnp.tanh; got 'tanh'"),
         (lambda: HermiteSeries(3), "an activation is a function such as jnp.tanh; got 3"),
-        (lambda: Elementwise(jnp.tanh, 1), "nodes must be an integer of at least 2; got 1"),
-        (lambda: Elementwise(jnp.tanh, 25.0), "nodes must be an integer of at least 2; got 25.0"),
+        (lambda: Elementwise(jnp.tanh, 1), "nodes must be an integer from 2 to 370; got 1"),
+        (lambda: Elementwise(jnp.tanh, 25.0), "nodes must be an integer from 2 to 370; got 25.0"),
         (lambda: HermiteSeries(jnp.tanh, -1), "degree must be an integer from 0 to nodes - 1 = 99"),
         (lambda: HermiteSeries(jnp.tanh, 30, 30), "from 0 to nodes - 1 = 29; got 30"),
         (lambda: HermiteSeries(jnp.tanh, 2.5), "got 2.5"),

@@ -510,3 +510,34 @@ def test_what_cannot_be_is_refused_before_anything_is_compiled(call, error, mess
     with pytest.raises(error, match=message):
         call()
     assert not compilations
+
+
+def test_a_quadrature_of_pairs_is_symmetric_and_does_not_depend_on_blocks():
+    x = np.random.default_rng(1).normal(size=(9, 4))
+    network = mlp(2, Elementwise(jnp.tanh), weight_std=1.4, bias_std=0.3)
+    whole = network.kernels(x)
+    for matrix, cut in zip(whole, network.kernels(x, block=5), strict=True):
+        np.testing.assert_allclose(matrix, matrix.T, rtol=0, atol=1e-14)
+        np.testing.assert_allclose(matrix, cut, rtol=0, atol=1e-14)
+
+
+@pytest.mark.parametrize(
+    ("network", "images"),
+    [
+        (Serial(Conv(), ReLU(), Flatten(), Dense()), False),
+        (Serial(Dense(), Flatten(), Dense()), False),
+        (Serial(Dense(), GlobalAveragePool(), Dense()), False),
+        (Serial(Conv(), ReLU(), Dense()), True),
+    ],
+)
+def test_variances_refuse_what_kernels_refuse(network, images):
+    x = np.ones((2, 3, 3, 1)) if images else np.ones((2, 3))
+    for ask in (network.variances, network.kernels):
+        with pytest.raises(ModelError):
+            ask(x)
+
+
+def test_layers_are_computed_one_after_the_other():
+    """Fused, the work and the compilation would grow with the square of the depth."""
+    text = jax.jit(lambda x: kernel_matrices(mlp(5), x).ntk).lower(np.ones((4, 2))).as_text()
+    assert text.count("optimization_barrier") >= 5
