@@ -425,8 +425,8 @@ def test_a_second_call_compiles_nothing():
     make().kernels(X1 + 1, X2[::-1])
     make().variances(2 * X1)
     from_list = make(weight_std=0.7, bias_std=0.4).kernels((X1 + 1).tolist()).nngp
+    assert not compilations
     from_single = make().nngp(X1.astype(np.float32))
-    assert len(compilations) == 1  # the last one, which has no tangent kernel
     assert type(k) is np.ndarray
     np.testing.assert_array_equal(from_list, k)
     assert from_single.dtype == k.dtype == float
