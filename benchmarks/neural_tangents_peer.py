@@ -13,11 +13,16 @@ from typing import Any
 
 from ppl_toolkit.models import infinite_width as ours
 
-__all__ = ["kernel_function", "stax"]
+__all__ = ["kernel_function", "module", "stax"]
 
 
 def stax() -> Any:
     """The module ``neural_tangents.stax``, None if it is not installed."""
+    return module("stax")
+
+
+def module(which: str) -> Any:
+    """A module of neural-tangents, None if it is not installed."""
     name = "neural_tangents"
     if name not in sys.modules:
         found = importlib.util.find_spec(name)
@@ -26,7 +31,7 @@ def stax() -> Any:
         package = types.ModuleType(name)  # in place of its __init__, which imports everything
         package.__path__ = list(found.submodule_search_locations or ())
         sys.modules[name] = package
-    return importlib.import_module(f"{name}.stax")
+    return importlib.import_module(f"{name}.{which}")
 
 
 def kernel_function(network: ours.Layer) -> Callable:
@@ -65,4 +70,4 @@ def _twin(nt: Any, layer: Any) -> Any:
             return nt.Sign()
         case ours.Elementwise(function, nodes):
             return nt.ElementwiseNumerical(function, nodes)
-    raise NotImplementedError(f"{layer!r}")
+    raise ValueError(f"neural-tangents has nothing that is {layer!r}.")

@@ -10,6 +10,7 @@ Heide, Roosta, Gallagher (2021) for GELU; Rahimi, Recht (2007) for sine and cosi
 
 from __future__ import annotations
 
+import abc
 import functools
 from typing import Any, ClassVar
 
@@ -19,7 +20,7 @@ import numpy as np
 
 from ppl_toolkit.models.angles import angle, arctan2, sine
 from ppl_toolkit.models.covariances import Covariances, Variances
-from ppl_toolkit.models.layers import Layer, layer
+from ppl_toolkit.models.layers import SingleLayer, layer
 
 __all__ = [
     "GELU",
@@ -38,15 +39,15 @@ __all__ = [
 ]
 
 
-class Activation(Layer):
+class Activation(SingleLayer):
     """An elementwise function phi of Gaussian units, known by its expectations."""
 
     takes_gaussian: ClassVar[bool] = True
     gives_gaussian: ClassVar[bool] = False
 
+    @abc.abstractmethod
     def expectations(self, s: Any, q1: Any, q2: Any) -> tuple[Any, Any]:
         """F and Fdot for arrays that broadcast."""
-        raise NotImplementedError
 
     def own(self, q: Any) -> tuple[Any, Any]:
         """F and Fdot of a unit with itself: s = q1 = q2 = q."""

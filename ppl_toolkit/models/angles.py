@@ -1,7 +1,7 @@
 """Angles of pairs of Gaussians: arctangents that vectorise, and arc-cosines safe at zero.
 
-XLA's own ``atan2`` is a scalar function on CPUs, some 20 ns an element, and was nine tenths of the
-time of an arc-cosine kernel. This one is a polynomial that the compiler vectorises.
+XLA's own ``atan2`` is a scalar function on CPUs, which would take most of the time of an arc-cosine
+kernel. This one is a polynomial that the compiler vectorises.
 """
 
 from __future__ import annotations

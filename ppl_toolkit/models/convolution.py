@@ -13,13 +13,13 @@ from jax import lax
 
 from ppl_toolkit.errors import ModelError, OptionError
 from ppl_toolkit.models.covariances import Covariances, Variances
-from ppl_toolkit.models.layers import Layer, layer
+from ppl_toolkit.models.layers import SingleLayer, layer
 
 __all__ = ["Conv", "Flatten", "GlobalAveragePool"]
 
 
 @layer("weight_std", "bias_std")
-class Conv(Layer):
+class Conv(SingleLayer):
     """A convolution with zero padding, as many positions out as in (over the strides).
 
     S <- w^2 patch(S) + b^2 and T <- S + w^2 patch(T), where patch is the mean over the window's
@@ -94,7 +94,7 @@ class Conv(Layer):
 
 
 @layer()
-class Flatten(Layer):
+class Flatten(SingleLayer):
     """All positions of an image as one vector: means over positions."""
 
     def pairs(self, state: Covariances) -> tuple[Any, Any]:
@@ -109,7 +109,7 @@ class Flatten(Layer):
 
 
 @layer()
-class GlobalAveragePool(Layer):
+class GlobalAveragePool(SingleLayer):
     """The mean of the units over all positions: means over all pairs of positions.
 
     It makes every layer before it keep the covariances of all pairs: (H W)^2 numbers for every

@@ -26,7 +26,7 @@ from numpyro import distributions as dist
 
 from ppl_toolkit.errors import DataError, MethodError, ModelError, OptionError
 from ppl_toolkit.models.blocks import kernel_matrices
-from ppl_toolkit.models.evaluation import checked_inputs
+from ppl_toolkit.models.evaluation import checked_inputs, checked_targets
 from ppl_toolkit.models.kept import by_kept_program
 from ppl_toolkit.models.layers import Dense, Layer, Serial, check_order
 from ppl_toolkit.models.location_scale import LocationScaleMixture
@@ -471,7 +471,7 @@ def checked_ensemble(
             f"an input of x has shape {x.shape[1:]} and one of x_new {x_new.shape[1:]}; "
             "they must have the same features."
         )
-    y = _checked_targets(y, len(x))
+    y = checked_targets(y, len(x))
     return _checked_law(law, (network, x, y, x_new)), x, y, x_new
 
 
@@ -489,24 +489,6 @@ def readout_of(network: Layer) -> tuple[tuple[Layer, ...], Dense]:
             f"the last layer must be a readout such as Dense(); got {layers[-1]!r:.80}."
         )
     return layers[:-1], layers[-1]
-
-
-def _checked_targets(y: Any, n: int) -> Any:
-    if not isinstance(y, jax.Array):
-        try:
-            y = np.asarray(y, dtype=float)
-        except (TypeError, ValueError) as error:
-            raise DataError(f"y must be an array of real numbers; got {y!r:.80}.") from error
-    if y.shape != (n,):
-        raise DataError(f"y must have one target for each of the {n} inputs; got shape {y.shape}.")
-    if not isinstance(y, jax.core.Tracer):
-        bad = np.flatnonzero(~np.isfinite(np.asarray(y)))
-        if bad.size:
-            raise DataError(
-                f"y has {bad.size} of {n} values that are not finite, first at {bad[0]}: "
-                "drop these rows, or fill them in."
-            )
-    return y
 
 
 def _checked_law(law: Any, data: Any) -> Any:

@@ -17,11 +17,14 @@ from ppl_toolkit.models.kept import by_kept_program
 
 __all__ = [
     "checked_inputs",
+    "checked_new_inputs",
+    "checked_of",
     "checked_targets",
     "evaluated",
     "evaluated_variances",
     "in_float64",
     "own_variances",
+    "scaled_targets",
 ]
 
 
@@ -86,24 +89,57 @@ def checked_inputs(x: Any, name: str) -> Any:
     return x
 
 
-def checked_targets(y: Any, n: int) -> NDArray[np.float64]:
-    """Targets (n,) as numbers.
+def checked_new_inputs(x_new: Any, x: Any) -> Any:
+    """NumPy inputs like those of the data x.
 
     Raises:
-        DataError: they are no finite numbers, one for every input, or all are zero.
+        DataError: they cannot be used, or have other features.
     """
-    try:
-        targets = np.asarray(y, dtype=float)
-    except (TypeError, ValueError):
-        raise DataError(f"y must be an array of real numbers; got {y!r:.60}.") from None
-    if targets.shape != (n,):
-        raise DataError(f"y must have shape ({n},), a target for every row of X; got "
-                        f"{targets.shape}.")  # fmt: skip
-    bad = np.flatnonzero(~np.isfinite(targets))
-    if bad.size:
+    x_new = np.asarray(checked_inputs(x_new, "X_new"))
+    if x_new.shape[1:] != x.shape[1:]:
         raise DataError(
-            f"y has {bad.size} values that are not finite, first in row {bad[0]}: drop these rows."
+            f"an input of X_new has shape {x_new.shape[1:]}; those of the data have {x.shape[1:]}."
         )
+    return x_new
+
+
+def checked_of(of: str) -> str:
+    """What is predicted: "y" or "f"."""
+    if of not in ("y", "f"):
+        raise OptionError(f"of must be 'y' (targets) or 'f' (the function); got {of!r}.")
+    return of
+
+
+def checked_targets(y: Any, n: int) -> Any:
+    """Targets (n,): JAX's as they are, others as NumPy's numbers.
+
+    Raises:
+        DataError: they are no finite numbers, one for every input.
+    """
+    if not isinstance(y, jax.Array):
+        try:
+            y = np.asarray(y, dtype=float)
+        except (TypeError, ValueError):
+            raise DataError(f"y must be an array of real numbers; got {y!r:.60}.") from None
+    if y.shape != (n,):
+        raise DataError(f"y must have one target for every input, shape ({n},); got {y.shape}.")
+    if not isinstance(y, jax.core.Tracer):
+        bad = np.flatnonzero(~np.isfinite(np.asarray(y)))
+        if bad.size:
+            raise DataError(
+                f"y has {bad.size} of {n} values that are not finite, first in row {bad[0]}: "
+                "drop these rows, or fill them in."
+            )
+    return y
+
+
+def scaled_targets(y: Any, n: int) -> NDArray[np.float64]:
+    """NumPy targets (n,) from which a scale can be learned.
+
+    Raises:
+        DataError: as `checked_targets`, or all are zero.
+    """
+    targets = np.asarray(checked_targets(y, n))
     if not targets.any():
         raise DataError("all targets are 0, which says nothing of a scale.")
     return targets

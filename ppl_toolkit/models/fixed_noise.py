@@ -12,26 +12,27 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.scipy.special import logsumexp
 from jaxtyping import Array, Float
 from numpyro import distributions as dist
 
-from ppl_toolkit.errors import DataError, OptionError
+from ppl_toolkit.errors import OptionError
 from ppl_toolkit.models.blocks import kernel_matrices
 from ppl_toolkit.models.evaluation import (
     checked_inputs,
-    checked_targets,
+    checked_new_inputs,
+    checked_of,
     in_float64,
     own_variances,
+    scaled_targets,
 )
 from ppl_toolkit.models.layers import Layer, check_order
 from ppl_toolkit.models.location_scale import LocationScaleMixture
 from ppl_toolkit.models.predictive import Predictive
 from ppl_toolkit.models.scale_laws import Atoms, Tabulated
-from ppl_toolkit.models.scale_quadrature import by_trapezoid, checked_law
+from ppl_toolkit.models.scale_quadrature import by_trapezoid, single_law
 
 __all__ = ["FixedNoise", "fit_fixed_noise"]
 
@@ -108,9 +109,7 @@ class FixedNoise(NamedTuple):
         explained = (across**2) @ gain
         variance = own_variances(self.network, x_new)[:, None] - explained
         extra = self.noise / s2 if of == "y" else 0
-        return LocationScaleMixture(
-            self.law, s2, log_weights, means, jnp.maximum(variance, 0) + extra
-        )
+        return LocationScaleMixture(law, s2, log_weights, means, jnp.maximum(variance, 0) + extra)
 
 
 def _log_likelihood(parameters: tuple, s2: Any) -> Any:
@@ -141,7 +140,7 @@ class FittedFixedNoise:
 
     def with_law(self, law: dist.Distribution) -> FittedFixedNoise:
         """The same data and kernel under another law of sigma^2; no new decomposition."""
-        return FittedFixedNoise(self.conditioned._replace(law=_own(law)))
+        return FittedFixedNoise(self.conditioned._replace(law=single_law(law)))
 
     def with_noise(self, noise: float) -> FittedFixedNoise:
         """The same data and kernel with another noise; no new decomposition."""
@@ -149,15 +148,8 @@ class FittedFixedNoise:
 
     def predict(self, X_new: Any, of: str = "y") -> Predictive:  # noqa: N803
         """The law at every new input by itself: of targets ("y"), or of the function ("f")."""
-        if of not in ("y", "f"):
-            raise OptionError(f"of must be 'y' (targets) or 'f' (the function); got {of!r}.")
-        X_new = np.asarray(checked_inputs(X_new, "X_new"))
-        if X_new.shape[1:] != self.conditioned.x.shape[1:]:
-            raise DataError(
-                f"an input of X_new has shape {X_new.shape[1:]}; those of the data have "
-                f"{self.conditioned.x.shape[1:]}."
-            )
-        return Predictive(in_float64(_marginals, self.conditioned, X_new, of=of))
+        x_new = checked_new_inputs(X_new, self.conditioned.x)
+        return Predictive(in_float64(_marginals, self.conditioned, x_new, of=checked_of(of)))
 
 
 def fit_fixed_noise(
@@ -183,17 +175,12 @@ def fit_fixed_noise(
     Complexity: some 10 n^3 operations, once for all laws and all noises; n for every node.
     """
     check_order(network)
-    law = _own(dist.InverseGamma(2.0, 2.0) if law is None else law)
+    law = single_law(dist.InverseGamma(2.0, 2.0) if law is None else law)
     X = np.asarray(checked_inputs(X, "X"))
-    targets = checked_targets(y, len(X))
+    targets = scaled_targets(y, len(X))
     return FittedFixedNoise(
         in_float64(FixedNoise.of, law, network, X, targets, _checked_noise(noise))
     )
-
-
-def _own(law: Any) -> Any:
-    """The law with NumPy parameters."""
-    return jax.tree.map(np.asarray, checked_law(law))
 
 
 def _checked_noise(noise: Any) -> Any:

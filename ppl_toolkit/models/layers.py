@@ -8,6 +8,7 @@ normal times ``bias_std`` (the NTK parametrisation); both are trained.
 
 from __future__ import annotations
 
+import abc
 import dataclasses
 from typing import Any, ClassVar, dataclass_transform
 
@@ -18,10 +19,19 @@ from ppl_toolkit.errors import ModelError
 from ppl_toolkit.models.covariances import Covariances, Kernels, Variances
 from ppl_toolkit.models.evaluation import evaluated, evaluated_variances
 
-__all__ = ["Dense", "Layer", "LayerNorm", "Residual", "Serial", "check_order", "layer"]
+__all__ = [
+    "Dense",
+    "Layer",
+    "LayerNorm",
+    "Residual",
+    "Serial",
+    "SingleLayer",
+    "check_order",
+    "layer",
+]
 
 
-class Layer:
+class Layer(abc.ABC):
     """A layer, or a network of them; immutable, and a pytree whose leaves are its parameters.
 
     Attributes:
@@ -38,21 +48,16 @@ class Layer:
         """Whether it needs the covariances of all pairs of an image's positions."""
         return False
 
+    @abc.abstractmethod
     def cross(self, state: Covariances) -> Covariances:
         """Covariances of the output units at pairs of inputs."""
-        sides = (self.diagonal(Variances(q, None)).nngp for q in (state.left, state.right))
-        return Covariances(*self.pairs(state), *sides)
 
-    def pairs(self, state: Covariances) -> tuple[Any, Any]:
-        """The new `Covariances.nngp` and `Covariances.ntk`."""
-        raise NotImplementedError
-
+    @abc.abstractmethod
     def diagonal(self, state: Variances) -> Variances:
         """Variances of the output units at single inputs, in closed form: exact, no angle of zero.
 
         Cost: O(n), where pairs cost O(n1 n2).
         """
-        raise NotImplementedError
 
     def kernels(self, x1: Any, x2: Any = None, *, ntk: bool = True, block: int = 256) -> Kernels:
         """Both kernels at all pairs of inputs.
@@ -89,6 +94,18 @@ class Layer:
         return evaluated_variances(self, x, ntk=ntk)
 
 
+class SingleLayer(Layer):
+    """A layer that is not made of others: it says what becomes of pairs and of single inputs."""
+
+    def cross(self, state: Covariances) -> Covariances:
+        sides = (self.diagonal(Variances(q, None)).nngp for q in (state.left, state.right))
+        return Covariances(*self.pairs(state), *sides)
+
+    @abc.abstractmethod
+    def pairs(self, state: Covariances) -> tuple[Any, Any]:
+        """The new `Covariances.nngp` and `Covariances.ntk`."""
+
+
 @dataclass_transform(frozen_default=True)
 def layer(*parameters: str) -> Any:
     """Decorator: a frozen dataclass that is a pytree of the named fields; the others are static."""
@@ -104,7 +121,7 @@ def layer(*parameters: str) -> Any:
 
 
 @layer("weight_std", "bias_std")
-class Dense(Layer):
+class Dense(SingleLayer):
     """A fully connected layer.
 
     S <- w^2 S + b^2, T <- S + w^2 T: the tangent kernel's first term comes from this layer's own
@@ -131,7 +148,7 @@ class Dense(Layer):
 
 
 @layer("epsilon")
-class LayerNorm(Layer):
+class LayerNorm(SingleLayer):
     """Normalisation of a layer's units (channels) to unit variance, without trained parameters.
 
     Divides both kernels by sqrt((q1 + epsilon)(q2 + epsilon)).
@@ -224,13 +241,11 @@ class Residual(Layer):
     takes_gaussian: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
-        for part in (self.branch, self.shortcut):
-            # Where trees are rebuilt, anything may stand in the place of a layer.
-            if part is self.branch and isinstance(part, str | int | float | None):
-                raise ModelError(
-                    "Residual takes layers, such as Serial(ReLU(), Dense(1.4, 0.3)); got "
-                    f"{part!r:.80}."
-                )
+        if isinstance(self.branch, str | int | float | None):
+            raise ModelError(
+                "Residual takes layers, such as Serial(ReLU(), Dense(1.4, 0.3)); got "
+                f"{self.branch!r:.80}."
+            )
 
     @property
     def joint(self) -> bool:

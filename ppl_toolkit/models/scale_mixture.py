@@ -20,7 +20,6 @@ import warnings
 from collections.abc import Mapping
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import pandas as pd
@@ -30,7 +29,13 @@ from numpyro import distributions as dist
 
 from ppl_toolkit.errors import DataError, InferenceWarning, OptionError
 from ppl_toolkit.models.conditioning import Conditioned, condition
-from ppl_toolkit.models.evaluation import checked_inputs, checked_targets, in_float64
+from ppl_toolkit.models.evaluation import (
+    checked_inputs,
+    checked_new_inputs,
+    checked_of,
+    in_float64,
+    scaled_targets,
+)
 from ppl_toolkit.models.fixed_noise import fit_fixed_noise
 from ppl_toolkit.models.layers import Layer, check_order
 from ppl_toolkit.models.network_process import NetworkProcess
@@ -54,10 +59,10 @@ from ppl_toolkit.models.scale_mixture_plots import (
 )
 from ppl_toolkit.models.scale_mixture_regression import scale_mixture_regression
 from ppl_toolkit.models.scale_quadrature import (
-    checked_law,
     importance,
     log_marginal,
     posterior_law,
+    single_law,
 )
 
 __all__ = [
@@ -115,9 +120,9 @@ def fit(
     Complexity: n^3 / 3 operations, n^2 numbers.
     """
     check_order(network)
-    law = _single_law(dist.InverseGamma(2.0, 2.0) if law is None else law)
+    law = single_law(dist.InverseGamma(2.0, 2.0) if law is None else law)
     X = np.asarray(checked_inputs(X, "X"))
-    targets = checked_targets(y, len(X))
+    targets = scaled_targets(y, len(X))
     if not np.ndim(noise) == 0 or not np.isfinite(noise) or noise < 0:
         raise OptionError(f"noise must be a number, at least 0; got {noise!r:.60}.")
     found = in_float64(condition, law, network, X, targets, float(noise))
@@ -140,14 +145,6 @@ def fit(
         f"{_JITTERS[-1] * scale:.3g} more: {_duplicates(X)}use a larger noise, or standardise the "
         "inputs."
     )
-
-
-def _single_law(law: Any) -> Any:
-    """A law of one sigma^2, with NumPy parameters."""
-    law = checked_law(law)
-    if law.batch_shape:
-        raise DataError(f"law must be one law of sigma^2; got a batch of {law.batch_shape}.")
-    return jax.tree.map(np.asarray, law)
 
 
 def _duplicates(X: Any) -> str:  # noqa: N803
@@ -193,7 +190,7 @@ class Fitted:
 
     def with_law(self, law: dist.Distribution) -> Fitted:
         """The same data and kernel under another law of sigma^2; no new factorisation."""
-        return Fitted(self.conditioned._replace(prior=_single_law(law)), self.jitter)
+        return Fitted(self.conditioned._replace(prior=single_law(law)), self.jitter)
 
     def compare(self, laws: Mapping[str, dist.Distribution]) -> pd.DataFrame:
         """Log evidence, posterior mean of sigma^2 and exact elpd of every law, best first."""
@@ -218,7 +215,9 @@ class Fitted:
             X_new: inputs (m, d).
             of: "y" for targets, noise included, or "f" for the function without it.
         """
-        return Predictive(in_float64(_marginals, self.conditioned, self._inputs(X_new), of=_of(of)))
+        return Predictive(
+            in_float64(_marginals, self.conditioned, self._inputs(X_new), of=checked_of(of))
+        )
 
     def sample(
         self,
@@ -230,13 +229,18 @@ class Fitted:
         """Joint draws (draws, m) at new inputs: every draw has one sigma^2 for all of them."""
         key = np.uint32(seed)
         return in_float64(
-            _joint_sample, self.conditioned, self._inputs(X_new), key, of=_of(of), draws=draws
+            _joint_sample,
+            self.conditioned,
+            self._inputs(X_new),
+            key,
+            of=checked_of(of),
+            draws=draws,
         )
 
     def joint_log_density(self, X_new: Any, y_new: Any) -> float:  # noqa: N803
         """The joint log density of new targets."""
         X_new = self._inputs(X_new)
-        targets = checked_targets(y_new, len(X_new))
+        targets = scaled_targets(y_new, len(X_new))
         return float(in_float64(_joint_log_density, self.conditioned, X_new, targets))
 
     def leave_one_out(self) -> Predictive:
@@ -248,23 +252,11 @@ class Fitted:
         return in_float64(_left_out_log_densities, self.conditioned)
 
     def _inputs(self, X_new: Any) -> Any:  # noqa: N803
-        X_new = np.asarray(checked_inputs(X_new, "X_new"))
-        if X_new.shape[1:] != self.conditioned.x.shape[1:]:
-            raise DataError(
-                f"an input of X_new has shape {X_new.shape[1:]}; those of the data have "
-                f"{self.conditioned.x.shape[1:]}."
-            )
-        return X_new
+        return checked_new_inputs(X_new, self.conditioned.x)
 
     def __repr__(self) -> str:
         c = self.conditioned
         return f"Fitted({type(c.prior).__name__}, n={len(c.y)}, noise={float(c.noise):.3g})"
-
-
-def _of(of: str) -> str:
-    if of not in ("y", "f"):
-        raise OptionError(f"of must be 'y' (targets) or 'f' (the function); got {of!r}.")
-    return of
 
 
 def _log_evidence(c: Conditioned) -> Any:

@@ -43,6 +43,7 @@ __all__ = [
     "log_marginal",
     "mean_of",
     "posterior_law",
+    "single_law",
 ]
 
 _POSITIVE = (constraints.positive, constraints.nonnegative, constraints.unit_interval)
@@ -77,6 +78,18 @@ def checked_law(law: Any) -> Any:
             f"{law.support!r:.60}; take another law, or for a discrete one Atoms."
         )
     return law
+
+
+def single_law(law: Any) -> Any:
+    """A law of one sigma^2, with NumPy parameters.
+
+    Raises:
+        DataError: as `checked_law`, or there is a batch of laws.
+    """
+    law = checked_law(law)
+    if law.batch_shape:
+        raise DataError(f"law must be one law of sigma^2; got a batch of {law.batch_shape}.")
+    return jax.tree.map(np.asarray, law)
 
 
 def _known_nonnegative(bound: Any) -> bool:
@@ -268,7 +281,7 @@ def mean_of(law: Any) -> Float[Array, "*batch"]:
     """E[sigma^2]: the law's own where it has one, else from its quadrature."""
     try:
         return jnp.asarray(law.mean)
-    except NotImplementedError:
+    except NotImplementedError:  # NumPyro's way to say that it knows no mean of this law
         return jnp.asarray(posterior_law(law, 0.0, 0.0).mean)
 
 

@@ -4,10 +4,8 @@ Its package imports TensorFlow and parts of JAX that are gone: the modules neede
 running the package's own ``__init__``.
 """
 
-import importlib
-import importlib.util
 import sys
-import types
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -15,6 +13,9 @@ import pytest
 
 from ppl_toolkit.models.ensembles import gradient_descent_ensemble
 from ppl_toolkit.models.infinite_width import Erf, mlp
+
+sys.path.append(str(Path(__file__).parents[2] / "benchmarks"))
+from neural_tangents_peer import module
 
 pytestmark = [pytest.mark.interop, pytest.mark.filterwarnings("ignore")]
 
@@ -25,14 +26,10 @@ S2 = 1.7
 
 @pytest.fixture(scope="module")
 def peer():
-    if "neural_tangents" not in sys.modules:
-        spec = importlib.util.find_spec("neural_tangents")
-        if spec is None:
-            pytest.skip("neural-tangents is not installed")
-        bare = types.ModuleType("neural_tangents")
-        bare.__path__ = list(spec.submodule_search_locations)
-        sys.modules["neural_tangents"] = bare
-    return tuple(importlib.import_module(f"neural_tangents.{name}") for name in ("stax", "predict"))
+    found = module("stax"), module("predict")
+    if None in found:
+        pytest.skip("neural-tangents is not installed")
+    return found
 
 
 @pytest.mark.parametrize("trained", ["ntk", "nngp"])

@@ -279,3 +279,12 @@ def test_angles_and_sines_at_the_ends():
     np.testing.assert_array_equal(sine(1.0 + 1e-15, 1.0, 1.0), 0)  # rounding
     slopes = jax.jit(jax.vmap(jax.grad(angle, argnums=(0, 1, 2))))(s, q1, q2)
     np.testing.assert_allclose(slopes, [[0, 0, -0.5, 0], [0] * 4, [0] * 4], atol=1e-15)
+
+
+@pytest.mark.parametrize(("q", "bound"), [(1.0, 1e-5), (4.0, 1e-2)])
+def test_the_stated_accuracy_of_a_grid_of_25(q, bound):
+    with jax.enable_x64(True):
+        variances, s = jnp.full(9, q), q * jnp.linspace(-0.9, 0.9, 9)
+        coarse = Elementwise(jnp.tanh).expectations(s, variances, variances)[0]
+        fine = HermiteSeries(jnp.tanh, 200, 350).expectations(s, variances, variances)[0]
+        assert bound / 1000 < jnp.abs(coarse - fine).max() < bound

@@ -256,6 +256,26 @@ def test_evidence_with_fixed_noise(name):
     )
 
 
+def test_moments_with_fixed_noise_are_those_given_the_data():
+    """Means and variances over sigma^2 given the data, by a fine grid of log sigma^2."""
+    law, kernel = stats.burr12(2, 2), NETWORK.nngp(X)
+    across, own = NETWORK.nngp(X_NEW, X), NETWORK.variances(X_NEW).nngp
+    parts = []
+    for t in np.linspace(-9, 9, 1201):
+        s2 = np.exp(t)
+        covariance = s2 * kernel + NOISE * np.eye(8)
+        weight = stats.multivariate_normal(np.zeros(8), covariance).pdf(Y) * law.pdf(s2) * s2
+        gain = s2 * across @ np.linalg.inv(covariance)
+        parts.append((weight, gain @ Y, s2 * own - s2 * np.sum(gain * across, 1) + NOISE))
+    weights, means, variances = (np.array(x) for x in zip(*parts, strict=True))
+    weights /= weights.sum()
+    mean = weights @ means
+    found = fit_fixed_noise(NETWORK, X, Y, noise=NOISE, law=LAWS["burr"]).predict(X_NEW)
+    np.testing.assert_allclose(found.mean, mean, rtol=1e-7)
+    exact = weights @ (variances + (means - mean) ** 2)
+    np.testing.assert_allclose(found.variance, exact, rtol=1e-6)
+
+
 def test_fixed_noise_with_one_scale_is_a_gaussian_process():
     found = fit_fixed_noise(NETWORK, X, Y, noise=NOISE, law=dist.Delta(1.3))
     covariance = 1.3 * NETWORK.nngp(X) + NOISE * np.eye(8)
