@@ -31,8 +31,8 @@ from ppl_toolkit.models.evaluation import (
 from ppl_toolkit.models.layers import Layer, check_order
 from ppl_toolkit.models.location_scale import LocationScaleMixture
 from ppl_toolkit.models.predictive import Predictive
-from ppl_toolkit.models.scale_laws import Atoms, Tabulated
 from ppl_toolkit.models.scale_quadrature import by_trapezoid, single_law
+from ppl_toolkit.models.scale_tables import Atoms, Tabulated
 
 __all__ = ["FixedNoise", "fit_fixed_noise"]
 

@@ -41,10 +41,8 @@ from ppl_toolkit.models.layers import Layer, check_order
 from ppl_toolkit.models.network_process import NetworkProcess
 from ppl_toolkit.models.predictive import Predictive
 from ppl_toolkit.models.scale_laws import (
-    Atoms,
     BurrXII,
     GeneralizedInverseGaussian,
-    Tabulated,
     of_standard_deviation,
 )
 from ppl_toolkit.models.scale_mixture_laws import (
@@ -64,6 +62,7 @@ from ppl_toolkit.models.scale_quadrature import (
     posterior_law,
     single_law,
 )
+from ppl_toolkit.models.scale_tables import Atoms, Tabulated
 
 __all__ = [
     "Atoms",

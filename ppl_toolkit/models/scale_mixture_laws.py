@@ -21,8 +21,8 @@ from numpyro.distributions import constraints
 from numpyro.distributions.util import validate_sample
 
 from ppl_toolkit.errors import DataError
-from ppl_toolkit.models.scale_laws import Tabulated
 from ppl_toolkit.models.scale_quadrature import atoms_of, checked_law, log_marginal, mean_of
+from ppl_toolkit.models.scale_tables import Tabulated
 
 __all__ = [
     "ScaleMixtureNormal",

@@ -25,14 +25,9 @@ from numpyro.distributions.transforms import biject_to
 
 from ppl_toolkit.errors import DataError, OptionError
 from ppl_toolkit.inference.population import effective_size, normalised
-from ppl_toolkit.models.scale_laws import (
-    Atoms,
-    GeneralizedInverseGaussian,
-    Grid,
-    Tabulated,
-    farthest,
-    gig_log_normalizer,
-)
+from ppl_toolkit.models.scale_laws import GeneralizedInverseGaussian, gig_log_normalizer
+from ppl_toolkit.models.scale_tables import Atoms, Tabulated
+from ppl_toolkit.models.sinh_grid import Grid, farthest
 
 __all__ = [
     "ImportanceEstimate",

@@ -18,7 +18,7 @@ from ppl_toolkit.errors import DataError, MethodError, ModelError, OptionError
 from ppl_toolkit.models.ensembles import gradient_descent_ensemble
 from ppl_toolkit.models.infinite_width import Dense, Erf, ReLU, Residual, Serial, mlp
 from ppl_toolkit.models.location_scale import LocationScaleMixture
-from ppl_toolkit.models.scale_laws import Atoms
+from ppl_toolkit.models.scale_tables import Atoms
 
 LEVEL = 1e-3  # false alarms of the tests on draws
 rng = np.random.default_rng(2)

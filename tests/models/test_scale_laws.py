@@ -22,10 +22,8 @@ from numpyro.infer.util import log_density
 from ppl_toolkit.errors import DataError, OptionError
 from ppl_toolkit.models import scale_quadrature
 from ppl_toolkit.models.scale_laws import (
-    Atoms,
     BurrXII,
     GeneralizedInverseGaussian,
-    Tabulated,
     gig_log_normalizer,
     of_standard_deviation,
 )
@@ -36,6 +34,7 @@ from ppl_toolkit.models.scale_quadrature import (
     mean_of,
     posterior_law,
 )
+from ppl_toolkit.models.scale_tables import Atoms, Tabulated
 
 LEVEL = 1e-3  # false alarms of the tests on draws
 X = np.array([1e-8, 0.01, 0.3, 1.0, 2.7, 40.0, 1e6])

@@ -16,7 +16,7 @@ from numpyro.infer.util import log_density
 
 from ppl_toolkit.errors import DataError
 from ppl_toolkit.models import scale_quadrature
-from ppl_toolkit.models.scale_laws import Atoms, BurrXII, Tabulated
+from ppl_toolkit.models.scale_laws import BurrXII
 from ppl_toolkit.models.scale_mixture_laws import (
     ScaleMixtureNormal,
     ScaleMixtureProcess,
@@ -25,6 +25,7 @@ from ppl_toolkit.models.scale_mixture_laws import (
     student_t_icdf,
 )
 from ppl_toolkit.models.scale_quadrature import posterior_law
+from ppl_toolkit.models.scale_tables import Atoms, Tabulated
 
 LEVEL = 1e-3  # false alarms of the tests on draws
 rng = np.random.default_rng(1)
