@@ -281,7 +281,7 @@ def log_likelihood(
     Raises:
         DataError: the data are not those of the run.
         SiteError: the result is of another model.
-        MethodError: discrete sites were summed out.
+        MethodError: discrete sites were summed out, or the method did not draw all sites.
     """
     program = _program_like(tree, model, args, with_data(model, kwargs, data))
     if program.data_hash != tree.attrs.get("data_hash"):
@@ -303,6 +303,12 @@ def log_likelihood(
         )
     program = _seen(program, tree)
     values = _latent_draws(tree, program)
+    if names := [site.name for site in program.latent if site.name not in values]:
+        raise MethodError(
+            f"{tree.attrs.get('method', 'the method')} left sites {names} to predictions, and the "
+            "observations have no log likelihood without them. Take a method that draws every "
+            "site, such as NUTS."
+        )
     example = {k: jax.ShapeDtypeStruct(v.shape[2:], v.dtype) for k, v in values.items()}
 
     def terms(_: Any, values: Any, data: Any) -> dict[str, Any]:

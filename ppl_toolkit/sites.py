@@ -38,6 +38,7 @@ class Site(NamedTuple):
         dims: a name for every dimension of its value; plates give theirs.
         distribution: class name of its distribution ("" for deterministic sites).
         support: printed form of its support.
+        bounds: the least and the greatest value of an integer support, if they are plain numbers.
         discrete: whether its values are integers.
         cardinality: size of a finite support per element, 0 if there is none.
         unconstrained_shape: shape of its unconstrained counterpart (continuous latent sites).
@@ -60,6 +61,7 @@ class Site(NamedTuple):
     dims: tuple[str, ...]
     distribution: str = ""
     support: str = ""
+    bounds: tuple[int, int] | None = None
     discrete: bool = False
     cardinality: int = 0
     unconstrained_shape: tuple[int, ...] = ()
@@ -176,6 +178,7 @@ def read_site(
         return Site(kind="factor", **common)
     support = fn.support
     common |= {"support": str(support), "discrete": bool(fn.is_discrete)}
+    common["bounds"] = _bounds(support)
     if message["is_observed"]:
         argument = next((i for i, array in enumerate(data) if array is value), -1)
         _check_observed_shape(name, fn, shape)
@@ -248,6 +251,13 @@ def finite_support(fn: Any) -> Any:
     return jnp.reshape(levels, (levels.shape[0], -1))[:, 0]
 
 
+def _bounds(support: Any) -> tuple[int, int] | None:
+    """Of an integer interval whose ends do not depend on values, as of a categorical law."""
+    ends = getattr(support, "lower_bound", None), getattr(support, "upper_bound", None)
+    whole = all(isinstance(end, int | np.integer) for end in ends)
+    return (int(ends[0]), int(ends[1])) if whole and support.is_discrete else None  # type: ignore[arg-type]
+
+
 def _cardinality(fn: Any) -> int:
     levels = finite_support(fn)
     return 0 if levels is None else levels.shape[0]
@@ -287,11 +297,20 @@ def check_observed_values(site: Site, array: np.ndarray, argument: str) -> None:
             f"argument {argument!r}, observed at site {site.name!r}, has {int(bad.sum())} "
             f"non-finite values (first at index {first_index(bad)})."
         )
-    test = _SUPPORT_TESTS.get(site.support.split("(")[0].strip("_"))
-    if test is not None and not (good := test(array)).all():
+    good = np.ones(array.shape, bool)
+    if site.bounds is not None:
+        good = (array >= site.bounds[0]) & (array <= site.bounds[1]) & (array == np.floor(array))
+    elif test := _SUPPORT_TESTS.get(site.support.split("(")[0].strip("_")):
+        good = test(array)
+    if not good.all():
+        remedy = (
+            " numpy.unique(labels, return_inverse=True) numbers classes from 0."
+            if site.distribution.startswith("Categorical")
+            else ""
+        )
         index = first_index(~good)
         raise DataError(
             f"argument {argument!r}, observed at site {site.name!r}, has the value "
             f"{array[index]} at index {index}, which is outside the support of "
-            f"{site.distribution} ({site.support})."
+            f"{site.distribution} ({site.support}).{remedy}"
         )

@@ -42,6 +42,11 @@ def chances(y):
     numpyro.sample("y", dist.Bernoulli(p), obs=y)
 
 
+def kinds(y):
+    p = numpyro.sample("p", dist.Dirichlet(jnp.ones(3)))
+    numpyro.sample("y", dist.Categorical(p), obs=y)
+
+
 def waits(y):
     rate = numpyro.sample("rate", dist.Gamma(2, 1))
     numpyro.sample("y", dist.Exponential(rate), obs=y)
@@ -133,6 +138,10 @@ CASES = {
     "negative counts": (lambda: infer(counts, np.array([1, -2])), DataError, r"-2 at index \(1,\)"),
     "fractional counts": (lambda: infer(counts, np.array([1.0, 0.5])), DataError, "outside"),
     "Bernoulli of 2": (lambda: infer(chances, np.array([0, 1, 2])), DataError, "outside"),
+    "a fourth kind of three": (
+        lambda: infer(kinds, np.array([0, 3, 2])), DataError, r"3 at index \(1,\).*upper_bound=2",
+    ),
+    "a kind below the first": (lambda: infer(kinds, np.array([1, -1])), DataError, "value -1"),
     "negative waiting": (lambda: infer(waits, np.array([1.0, -1.0])), DataError, "Exponential"),
     "list observed": (lambda: infer(only_data_and_mean, [1.0, 2.0]), DataError, "np.asarray"),
     "array of objects": (lambda: infer(conjugate, tables()), DataError, "dtype object"),

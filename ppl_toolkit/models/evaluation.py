@@ -68,11 +68,7 @@ def checked_inputs(x: Any, name: str) -> Any:
         DataError: they are no array (n, features) or (n, height, width, channels) of finite real
             numbers. Values of traced arrays are not known, and not checked.
     """
-    if not isinstance(x, jax.Array):
-        try:
-            x = np.asarray(x, dtype=float)
-        except (TypeError, ValueError) as error:
-            raise DataError(f"{name} must be an array of real numbers; got {x!r:.80}.") from error
+    x = _as_real(x, name)
     if x.ndim not in (2, 4) or 0 in x.shape:
         raise DataError(
             f"{name} must have shape (n, features), or (n, height, width, channels) for images, "
@@ -87,6 +83,17 @@ def checked_inputs(x: Any, name: str) -> Any:
                 f"row {bad[0]}: drop these rows, or fill them in."
             )
     return x
+
+
+def _as_real(values: Any, name: str) -> Any:
+    """JAX arrays as they are, others as NumPy's in float64; no imaginary part is dropped."""
+    try:
+        array = values if isinstance(values, jax.Array) else np.asarray(values)
+        if not np.iscomplexobj(array):
+            return array if isinstance(array, jax.Array) else array.astype(float, copy=False)
+    except (TypeError, ValueError):  # words, rows of different lengths
+        pass
+    raise DataError(f"{name} must be an array of real numbers; got {values!r:.80}.")
 
 
 def checked_new_inputs(x_new: Any, x: Any) -> Any:
@@ -116,11 +123,7 @@ def checked_targets(y: Any, n: int) -> Any:
     Raises:
         DataError: they are no finite numbers, one for every input.
     """
-    if not isinstance(y, jax.Array):
-        try:
-            y = np.asarray(y, dtype=float)
-        except (TypeError, ValueError):
-            raise DataError(f"y must be an array of real numbers; got {y!r:.60}.") from None
+    y = _as_real(y, "y")
     if y.shape != (n,):
         raise DataError(f"y must have one target for every input, shape ({n},); got {y.shape}.")
     if not isinstance(y, jax.core.Tracer):

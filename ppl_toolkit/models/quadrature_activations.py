@@ -41,6 +41,11 @@ class _Quadrature(Activation):
             raise OptionError(
                 f"an activation is a function such as jnp.tanh; got {self.function!r:.60}."
             )
+        if seen := _trouble(self.function):
+            raise OptionError(
+                "an activation is an elementwise function of JAX arrays, such as jnp.tanh (not "
+                f"np.tanh); got {self.function!r:.60}, {seen}."
+            )
         if not isinstance(self.nodes, int) or not self.least <= self.nodes <= _MOST:
             raise OptionError(
                 f"nodes must be an integer from {self.least} to {_MOST}; got {self.nodes!r}."
@@ -116,6 +121,18 @@ class HermiteSeries(_Quadrature):
 
     def expected(self, f: Callable, g: Callable, s: Any, q1: Any, q2: Any) -> Any:
         return _over_series((self.degree, self.nodes), f, g, s, q1, q2)
+
+
+@functools.cache
+def _trouble(function: Callable) -> str:
+    """What keeps a function from being an activation; empty if nothing does."""
+    values = jax.ShapeDtypeStruct((2, 3), jnp.result_type(float))
+    try:
+        found = jax.eval_shape(_derivative(function), values)
+    except Exception as error:
+        return f"which raises {type(error).__name__}"
+    shape = getattr(found, "shape", None)
+    return "" if shape == values.shape else f"which maps shape {values.shape} to {shape}"
 
 
 @functools.cache

@@ -20,6 +20,12 @@ from ppl_toolkit.inference.sparse_posterior import Pieces
 from ppl_toolkit.models.blocks import kernel_matrices
 from ppl_toolkit.models.evaluation import checked_inputs, in_float64, own_variances
 from ppl_toolkit.models.infinite_width import Layer, mlp
+from ppl_toolkit.models.kernel_sites import (
+    check_priors,
+    checked_network,
+    kernel_priors,
+    network_with,
+)
 from ppl_toolkit.models.layers import check_order
 from ppl_toolkit.models.scale_quadrature import checked_law
 
@@ -77,17 +83,13 @@ def scale_mixture_classification(
     """
     if isinstance(classes, bool) or not isinstance(classes, int | np.integer) or classes < 2:
         raise OptionError(f"classes must be a number of classes, at least 2; got {classes!r:.40}.")
-    if network is None:
-        network = functools.partial(mlp, 3)
-    if not isinstance(network, Layer) and not callable(network):
-        raise OptionError(
-            "network must be layers, or a function of weight_std and bias_std that gives them, "
-            f"such as functools.partial(mlp, 3); got {network!r:.60}."
-        )
+    network = checked_network(network)
     law = checked_law(dist.InverseGamma(2.0, 2.0) if law is None else law)
     if law.batch_shape or (isinstance(law, dist.Delta) and not law.v > 0):
         raise DataError(f"the law of sigma^2 must be of one positive number; got {law!r:.80}.")
-    return ScaleMixtureClassification(network, int(classes), law, _priors(network, priors or {}))
+    given = dict(priors or {})
+    check_priors(kernel_priors(network), given)
+    return ScaleMixtureClassification(network, int(classes), law, given)
 
 
 class ScaleMixtureClassification:
@@ -96,13 +98,18 @@ class ScaleMixtureClassification:
     Attributes:
         classes: C.
         law: of sigma^2.
-        priors: of the kernel's sites, by name.
+        given: priors of the kernel's sites other than the usual ones, by name.
     """
 
     def __init__(
-        self, network: Any, classes: int, law: Any, priors: Mapping[str, dist.Distribution]
+        self, network: Any, classes: int, law: Any, given: Mapping[str, dist.Distribution]
     ) -> None:
-        self.network, self.classes, self.law, self.priors = network, classes, law, priors
+        self.network, self.classes, self.law, self.given = network, classes, law, given
+
+    @property
+    def priors(self) -> dict[str, dist.Distribution]:
+        """The prior of each of the kernel's sites, in the precision of the run."""
+        return kernel_priors(self.network) | dict(self.given)
 
     def __call__(self, X: Any, y: Any = None, inducing: Any = None) -> None:  # noqa: N803
         """Labels y (n,) of inputs X (n, d) or images, given or to be drawn; inputs Z (M, ...)."""
@@ -151,8 +158,7 @@ class ScaleMixtureClassification:
         """
         self._check_shapes(X, y, inducing)
         dtype = jnp.result_type(X, float)
-        own = isinstance(self.network, Layer)
-        network = self.network if own else self.network(**parameters)
+        network = network_with(self.network, parameters)
         check_order(network)
         x = jnp.asarray(X, dtype)
         z = x if inducing is None else jnp.asarray(inducing, dtype)
@@ -175,18 +181,11 @@ class ScaleMixtureClassification:
         """`SparseProgram.check_values`.
 
         Raises:
-            DataError: values are not finite, or labels are not 0, ..., C - 1.
+            DataError: values are not finite.
         """
         checked_inputs(X, "X")
         if inducing is not None:
             checked_inputs(inducing, "inducing")
-        if y is not None and (wrong := (y < 0) | (y >= self.classes)).any():
-            raise DataError(
-                f"labels must lie in 0, ..., {self.classes - 1} with classes={self.classes}; "
-                f"{int(wrong.sum())} of {len(y)} do not, the first is {y[wrong][0]} in row "
-                f"{np.flatnonzero(wrong)[0]}. numpy.unique(labels, return_inverse=True) numbers "
-                "them."
-            )
 
     def _check_shapes(self, X: Any, y: Any, inducing: Any) -> None:  # noqa: N803
         X = checked_inputs(X, "X")
@@ -266,15 +265,3 @@ def _pivots(count: int, network: Layer, x: Any) -> Float[Array, " M"]:
 
     start = jnp.zeros(count, int), jnp.zeros((len(x), count)), own_variances(network, x)
     return lax.fori_loop(0, count, choose, start)[0].astype(float)
-
-
-def _priors(network: Any, given: Mapping[str, Any]) -> dict[str, dist.Distribution]:
-    known: dict[str, dist.Distribution] = {}
-    if not isinstance(network, Layer):
-        known["weight_std"] = dist.LogNormal(np.log(1.4), 0.3)
-        known["bias_std"] = dist.HalfNormal(0.5)
-    if unknown := sorted(set(given) - set(known)):
-        raise OptionError(f"priors= names {unknown}; the sites with priors are {sorted(known)}.")
-    if wrong := [name for name, prior in given.items() if not isinstance(prior, dist.Distribution)]:
-        raise OptionError(f"the priors of {wrong} are no NumPyro distributions.")
-    return known | dict(given)

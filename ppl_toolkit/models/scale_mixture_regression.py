@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable, Mapping
 from typing import Any
 
-import numpy as np
 import numpyro
 from numpyro import distributions as dist
 
 from ppl_toolkit.errors import OptionError
-from ppl_toolkit.models.infinite_width import Layer, mlp
+from ppl_toolkit.models.infinite_width import Layer
+from ppl_toolkit.models.kernel_sites import (
+    check_priors,
+    checked_network,
+    kernel_priors,
+    network_with,
+)
 from ppl_toolkit.models.network_process import NetworkProcess
 from ppl_toolkit.models.scale_quadrature import checked_law
 
@@ -51,13 +55,7 @@ def scale_mixture_regression(
 
     Complexity: of a gradient, 3 n^3 operations; meant for n up to some 1000 with NUTS.
     """
-    if network is None:
-        network = functools.partial(mlp, 3)
-    if not isinstance(network, Layer) and not callable(network):
-        raise OptionError(
-            "network must be layers, or a function of weight_std and bias_std that gives them, "
-            f"such as functools.partial(mlp, 3); got {network!r:.60}."
-        )
+    network = checked_network(network)
     if law is not None and not callable(law):
         raise OptionError(
             f"law must be a distribution of sigma^2, or a function that gives one; got {law!r:.60}."
@@ -65,7 +63,7 @@ def scale_mixture_regression(
     if isinstance(law, dist.Distribution):
         checked_law(law)
     made = ScaleMixtureRegression(network, law, dict(priors or {}))
-    made.check()
+    check_priors(made.defaults(), made.given)
     return made
 
 
@@ -85,8 +83,7 @@ class ScaleMixtureRegression:
     def __call__(self, X: Any, y: Any = None, X_new: Any = None) -> None:  # noqa: N803
         """Targets y (n,) at inputs X (n, d); with ``X_new`` (m, d), predictions given y."""
         sites = {name: numpyro.sample(name, prior) for name, prior in self.priors.items()}
-        stds = {name: sites[name] for name in ("weight_std", "bias_std") if name in sites}
-        network = self.network if isinstance(self.network, Layer) else self.network(**stds)
+        network = network_with(self.network, sites)
         process = NetworkProcess(self._law(sites), network, X, sites["noise"])
         numpyro.sample("y", process, obs=y)
         if X_new is not None:
@@ -99,32 +96,16 @@ class ScaleMixtureRegression:
     @property
     def priors(self) -> dict[str, dist.Distribution]:
         """The prior of every site, in the precision of the run."""
-        return self._defaults() | dict(self.given)
+        return self.defaults() | dict(self.given)
 
-    def _defaults(self) -> dict[str, dist.Distribution]:
+    def defaults(self) -> dict[str, dist.Distribution]:
+        """The priors of sites for which none was given."""
         known: dict[str, dist.Distribution] = {"noise": dist.LogNormal(-3.0, 1.5)}
-        if not isinstance(self.network, Layer):
-            known["weight_std"] = dist.LogNormal(np.log(1.4), 0.3)
-            known["bias_std"] = dist.HalfNormal(0.5)
+        known |= kernel_priors(self.network)
         if self.law is None:
             above = dist.transforms.AffineTransform(0.5, 1.0, domain=dist.constraints.positive)
             known[_ALPHA] = dist.TransformedDistribution(dist.Gamma(2.0, 0.5), above)
         return known
-
-    def check(self) -> None:
-        """Refuse priors of sites that there are not.
-
-        Raises:
-            OptionError: there are some, or what is given is no distribution.
-        """
-        known = self._defaults()
-        if unknown := sorted(set(self.given) - set(known)):
-            raise OptionError(
-                f"priors= names {unknown}; the sites with priors are {sorted(known)}."
-            )
-        laws = self.given.items()
-        if wrong := [name for name, prior in laws if not isinstance(prior, dist.Distribution)]:
-            raise OptionError(f"the priors of {wrong} are no NumPyro distributions.")
 
     def _law(self, sites: Mapping[str, Any]) -> dist.Distribution:
         if self.law is None:

@@ -45,6 +45,11 @@ def fit():
     return ppl.infer(MODEL, X, Y, **OPTIONS, draws=600, progress=False)
 
 
+def test_what_was_not_drawn_has_no_log_likelihood(fit):
+    with pytest.raises(MethodError, match=r"left sites \['e'\] to predictions.*NUTS"):
+        ppl.log_likelihood(fit, MODEL, X, Y, inducing=Z)
+
+
 def test_new_inputs_are_classified(fit):
     posterior = fit["posterior"]
     assert set(posterior.data_vars) == {"weight_std", "bias_std", "sigma2", "w"}
@@ -149,7 +154,7 @@ def test_inducing_inputs_are_the_pivots_of_the_kernel():
 
 def plain(x, y=None):
     with numpyro.plate("row", len(x)):
-        numpyro.sample("y", dist.Categorical(logits=jnp.zeros((len(x), 2))), obs=y)
+        numpyro.sample("y", dist.Categorical(logits=jnp.zeros((len(x), 3))), obs=y)
     numpyro.sample("m", dist.Normal())
 
 
@@ -168,8 +173,13 @@ def other_law(law):
 
 
 REFUSED = {
-    "a label too large": (lambda: svtp(y=broken(Y, 3)), DataError, "0, ..., 2 .* 3 in row 3"),
-    "a negative label": (lambda: svtp(y=broken(Y, -1)), DataError, "first is -1 in row 3"),
+    "a label too large": (
+        lambda: svtp(y=broken(Y, 3)), DataError, r"3 at index \(3,\).*numpy.unique.labels",
+    ),
+    "a label too large for NUTS": (
+        lambda: quiet(MODEL, X, broken(Y, 3), method="nuts"), DataError, r"3 at index \(3,\)",
+    ),
+    "a negative label": (lambda: svtp(y=broken(Y, -1)), DataError, r"-1 at index \(3,\)"),
     "labels that are numbers": (lambda: svtp(y=Y * 1.0), DataError, "integers 0, ..., 2"),
     "labels of another length": (lambda: svtp(y=Y[:50]), DataError, r"shape \(120,\)"),
     "labels of one kind each": (lambda: svtp(y=np.eye(3, dtype=int)[Y]), DataError, "one label"),

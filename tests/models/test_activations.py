@@ -224,6 +224,9 @@ def test_quadrature_where_inputs_coincide_or_vanish(way):
     [
         (lambda: Elementwise("tanh"), "an activation is a function such as jnp.tanh; got 'tanh'"),
         (lambda: HermiteSeries(3), "an activation is a function such as jnp.tanh; got 3"),
+        (lambda: Elementwise(np.tanh), "such as jnp.tanh .* raises TracerArrayConversionError"),
+        (lambda: HermiteSeries(lambda x: x.sum()), r"which maps shape \(2, 3\) to \(\)"),
+        (lambda: Elementwise(lambda x: 2.0), r"which maps shape \(2, 3\) to"),
         (lambda: Elementwise(jnp.tanh, 1), "nodes must be an integer from 2 to 370; got 1"),
         (lambda: Elementwise(jnp.tanh, 25.0), "nodes must be an integer from 2 to 370; got 25.0"),
         (lambda: HermiteSeries(jnp.tanh, -1), "degree must be an integer from 0 to nodes - 1 = 99"),

@@ -309,6 +309,7 @@ NAN_ROW = np.where(ROWS[:, None] == 3, np.nan, X)
         ({"y": np.where(ROWS == 2, np.inf, Y)}, DataError, "first in row 2"),
         ({"y": 0 * Y}, DataError, "nothing of a scale"),
         ({"y": ["a"] * 8}, DataError, "real numbers"),
+        ({"y": Y * 1j}, DataError, "real numbers"),
         ({"noise": -0.1}, OptionError, "at least 0"),
         ({"noise": np.nan}, OptionError, "at least 0"),
         ({"law": dist.Normal(0.0, 1.0)}, DataError, "positive support"),

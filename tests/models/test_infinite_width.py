@@ -481,6 +481,8 @@ ROWS = "values that are not finite in 1 of 11 rows, first in row 4"
         (lambda: NET.kernels(X1, IMAGES), DataError, r"x1 has shape \(3,\) and one of x2 \(4, 3"),
         (lambda: NET.kernels([["a", "b"]]), DataError, "x1 must be an array of real numbers"),
         (lambda: NET.kernels([[1.0, 2.0], [3.0]]), DataError, "x1 must be an array of real"),
+        (lambda: NET.kernels(X1 * 1j), DataError, "x1 must be an array of real"),
+        (lambda: NET.kernels(jax.device_put(X1 * 1j)), DataError, "x1 must be an array of real"),
         (lambda: NET.kernels(None), DataError, r"must have shape|array of real numbers"),
         (lambda: NET.kernels(X1, block=0), OptionError, "block must be a positive number .* got 0"),
         (lambda: NET.kernels(X1, block=2.0), OptionError, "block must be .* got 2.0"),
