@@ -66,7 +66,8 @@ def checked_inputs(x: Any, name: str) -> Any:
 
     Raises:
         DataError: they are no array (n, features) or (n, height, width, channels) of finite real
-            numbers. Values of traced arrays are not known, and not checked.
+            numbers whose fourth powers are finite. Values of traced arrays are not known, and not
+            checked.
     """
     x = _as_real(x, name)
     if x.ndim not in (2, 4) or 0 in x.shape:
@@ -81,6 +82,13 @@ def checked_inputs(x: Any, name: str) -> Any:
             raise DataError(
                 f"{name} has values that are not finite in {bad.size} of {len(x)} rows, first in "
                 f"row {bad[0]}: drop these rows, or fill them in."
+            )
+        dtype = jnp.result_type(x, float)
+        largest = np.abs(np.asarray(x)).max()
+        if largest > 0.1 * float(jnp.finfo(dtype).max) ** 0.25:
+            raise DataError(
+                f"{name} has values up to {largest:.1e}, and kernels take fourth powers, which are "
+                f"beyond the numbers of {dtype}: standardise the features."
             )
     return x
 

@@ -371,29 +371,36 @@ def test_no_block_is_larger_than_asked_for():
 
 def test_derivatives_with_duplicates_and_zeros():
     """Finite, and those of finite differences: of the process's kernel by everything, of the
-    tangent kernel by parameters (by inputs it has a kink where they are parallel)."""
+    tangent kernel by parameters (by inputs it has a kink where they are parallel). Where inputs
+    coincide its differences are rounding errors: there its derivatives are those of the diagonal.
+    """
     x = np.concatenate([X[:3], X[:1], np.zeros((2, 3)), 2 * X[1:2], -X[2:3]])
     network = mlp(2, **W)
     leaves, tree = jax.tree.flatten(network)
     weights = np.random.default_rng(2).normal(size=(2, 8, 8))
+    first, second = [0, 4], [3, 5]  # pairs that coincide
+    weights[1, first, second] = weights[1, second, first] = 0.0
 
     @jax.jit
     def losses(parameters, x):
         k, t = kernel_matrices(jax.tree.unflatten(tree, parameters), x)
-        return jnp.stack([(weights[0] * k).sum(), (weights[1] * t).sum()])
+        sums = jnp.stack([(weights[0] * k).sum(), (weights[1] * t).sum()])
+        return sums, jnp.stack([t[first, second], t[first, first]])
 
     parameters = np.array(leaves)
-    by_parameters, by_x = jax.jit(jax.jacrev(losses, argnums=(0, 1)))(parameters, x)
+    jacobian = jax.jit(jax.jacrev(losses, argnums=(0, 1)))
+    (by_parameters, by_x), (tangent, _) = jacobian(parameters, x)
+    np.testing.assert_allclose(tangent[0], tangent[1], rtol=1e-12)
     assert np.all(np.isfinite(by_x))
     step = 1e-6
     for place, got in enumerate(by_parameters.T):
         move = step * (np.arange(len(leaves)) == place)
-        want = (losses(parameters + move, x) - losses(parameters - move, x)) / (2 * step)
+        want = (losses(parameters + move, x)[0] - losses(parameters - move, x)[0]) / (2 * step)
         np.testing.assert_allclose(got, want, rtol=1e-8, atol=1e-7)
     for place in np.ndindex(x.shape):
         move = np.zeros_like(x)
         move[place] = step
-        want = (losses(parameters, x + move) - losses(parameters, x - move)) / (2 * step)
+        want = (losses(parameters, x + move)[0] - losses(parameters, x - move)[0]) / (2 * step)
         np.testing.assert_allclose(by_x[0][place], want[0], atol=1e-5)  # F is C^2 at duplicates
 
 
@@ -483,6 +490,7 @@ ROWS = "values that are not finite in 1 of 11 rows, first in row 4"
         (lambda: NET.kernels([[1.0, 2.0], [3.0]]), DataError, "x1 must be an array of real"),
         (lambda: NET.kernels(X1 * 1j), DataError, "x1 must be an array of real"),
         (lambda: NET.kernels(jax.device_put(X1 * 1j)), DataError, "x1 must be an array of real"),
+        (lambda: NET.kernels(1e80 * X1), DataError, "fourth powers, .* standardise the features"),
         (lambda: NET.kernels(None), DataError, r"must have shape|array of real numbers"),
         (lambda: NET.kernels(X1, block=0), OptionError, "block must be a positive number .* got 0"),
         (lambda: NET.kernels(X1, block=2.0), OptionError, "block must be .* got 2.0"),
