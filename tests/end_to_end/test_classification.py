@@ -236,11 +236,3 @@ def test_what_is_refused(what):
     with pytest.raises(error, match=text):
         call()
     assert not compilations
-
-
-def test_labels_that_are_none_have_no_density():
-    """Other methods see that at the start."""
-    program = ppl.Program(MODEL, (X, broken(Y, 3)), {"inducing": Z})
-    with program.context():
-        density = jax.jit(program.log_density)(np.zeros(program.size), program.data)
-    assert not np.isfinite(density)
