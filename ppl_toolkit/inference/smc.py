@@ -424,7 +424,7 @@ def first_state(
         else target.functions[ReferenceDraw(method.reference)]
     )
     positions = over(lambda k: dict(first(k)), keys)
-    positions, inside = within_supports(positions)
+    positions, inside = lax.optimization_barrier(within_supports(positions))  # drawn once only
     extra = jax.tree.map(lambda x: x[-1], positions)
     cloud = _scored(method, target, jax.tree.map(lambda x: x[:-1], positions))
     possible = inside[:-1] & jnp.isfinite(cloud.log_prior)
