@@ -237,7 +237,7 @@ SCRIPT = textwrap.dedent(
 )
 
 
-@pytest.mark.parametrize("rounds", [4, pytest.param(20, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("rounds", [2, pytest.param(20, marks=pytest.mark.slow)])
 def test_sigkill_at_random_moments_and_resume(rounds, reference, tmp_path):
     """Killed at random moments between the first commit and the end; resumed to the same draws."""
     script = tmp_path / "script.py"

@@ -56,7 +56,7 @@ class TestDiscreteSitesBesideContinuousOnes:
         [
             Gibbs(),
             MetropolisedGibbs(),
-            repeat(LocallyBalanced(), 10),
+            pytest.param(repeat(LocallyBalanced(), 10), marks=pytest.mark.slow),
             repeat(GibbsWithGradients(), 10),
         ],
         ids=lambda kernel: kernel.label,
@@ -100,7 +100,7 @@ KERNELS = {
 
 @pytest.mark.parametrize(
     "name",
-    [pytest.param(n, marks=[pytest.mark.slow] if n == "mixture" else []) for n in KERNELS],
+    [pytest.param(n, marks=[] if n == "NUTS and Gibbs" else [pytest.mark.slow]) for n in KERNELS],
 )
 def test_chunks_extensions_and_resumptions_give_the_same_draws(name, tmp_path):
     model, args, kernel = KERNELS[name]

@@ -185,7 +185,7 @@ FINITE = {
 }
 
 
-QUICK = ("sprinkler, tempering", "sprinkler, batches", "hmm, tempering")
+QUICK = ("sprinkler, tempering", "sprinkler, batches")
 
 
 def finite_run(name):

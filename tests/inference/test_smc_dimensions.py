@@ -207,6 +207,7 @@ def case_program(values):
     )  # fmt: skip
 
 
+@pytest.mark.slow
 def test_jumps_inside_smc_are_properly_weighted_exactly():
     """E[Z] and E[Z mean(h)] over all histories of two particles that switch between models."""
     with jax.enable_x64(True):
