@@ -19,6 +19,8 @@ from ppl_toolkit.models.blocks import lower_pullback, lower_triangle
 
 __all__ = ["Statistics", "factor", "statistics"]
 
+_LARGE = 1024  # rows, from where it pays to work in pieces
+
 
 class Statistics(NamedTuple):
     """What a scale mixture needs to know of the data.
@@ -80,7 +82,7 @@ def _backward(block: int, kept: tuple, bars: tuple) -> tuple[Any, Any, Any, Any]
     """With Kt^-1 = W^T W: d q = -v^T dK v, d log |Kt| = tr(Kt^-1 dK)."""
     (network, x, root, solved), (of_quadratic, of_determinant) = kept, bars
     of_determinant = of_determinant * solved.shape[1]
-    inverse_root = solve_triangular(root, jnp.eye(len(x), dtype=x.dtype), lower=True)
+    inverse_root = _inverse_of(root)
 
     def entries(i: Any, j: Any, size: int) -> Any:
         a, b = (lax.dynamic_slice_in_dim(inverse_root, at, size, axis=1) for at in (i, j))
@@ -90,6 +92,21 @@ def _backward(block: int, kept: tuple, bars: tuple) -> tuple[Any, Any, Any, Any]
     of_network, of_x = lower_pullback(network, x, entries, block=block)
     of_noise = of_determinant * (inverse_root**2).sum() - of_quadratic * (solved**2).sum()
     return of_network, of_x, 2 * of_quadratic * solved, of_noise
+
+
+def _inverse_of(root: Float[Array, "n n"]) -> Float[Array, "n n"]:
+    """The inverse of a lower triangular matrix, by pieces of some columns each.
+
+    They begin with zeros, which cost no time, and no whole identity matrix lies beside it.
+    """
+    n, count = len(root), 4 if len(root) >= _LARGE else 1
+    inverse = jnp.zeros_like(root)
+    for piece in range(count):
+        first, last = n * piece // count, n * (piece + 1) // count
+        units = jnp.eye(n - first, last - first, dtype=root.dtype)
+        columns = solve_triangular(root[first:, first:], units, lower=True)
+        inverse = inverse.at[first:, first:last].set(columns)
+    return inverse
 
 
 _statistics.defvjp(_forward, _backward)

@@ -226,7 +226,7 @@ def test_importance_sampling_comes_to_the_same():
     with jax.enable_x64(True):
         q, log_determinant, n = one.conditioned.statistics
         found = importance(one.conditioned.prior, q, float(n), jax.random.key(1), 20000)
-        estimate = -0.5 * (n * np.log(2 * np.pi) + log_determinant) + found.log_marginal
+        estimate = float(-0.5 * (n * np.log(2 * np.pi) + log_determinant) + found.log_marginal)
         # The standard error of a log mean of weights: sqrt(1 / ESS - 1 / S); 5 of them.
         error = np.sqrt(1 / found.effective_size - 1 / 20000)
     assert abs(estimate - one.log_evidence) < 5 * error

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from ppl_toolkit.models import statistics as module
 from ppl_toolkit.models.blocks import kernel_matrices
 from ppl_toolkit.models.infinite_width import (
     Conv,
@@ -104,6 +105,15 @@ def test_derivatives_by_parameters_inputs_targets_and_noise():
     assert got[1].shape == X.shape
     assert got[2].shape == Y.shape
     assert_same_gradient(got, want)
+
+
+def test_the_inverse_by_pieces(monkeypatch):
+    root = np.tril(np.random.default_rng(3).normal(size=(11, 11))) + 4 * np.eye(11)
+    monkeypatch.setattr(module, "_LARGE", 8)
+    text = str(jax.make_jaxpr(module._inverse_of)(root))
+    found = jax.jit(module._inverse_of)(root)
+    assert text.count("triangular_solve[") == 4
+    np.testing.assert_allclose(found, np.linalg.inv(root), rtol=1e-12, atol=1e-15)
 
 
 def test_derivatives_of_images_and_batches():
