@@ -4,13 +4,8 @@ PYTHON ?= $(shell for p in python3 python3.13 python3.12; do \
 BIN := .venv/bin
 JOBS ?= 2
 DATA ?=
-# Short tests spend their time in the compiler: it does its least, and what it made is kept for the
-# next time. The slow ones run programs as users have them.
-QUICK := OPENBLAS_NUM_THREADS=1 \
-	XLA_FLAGS="$$XLA_FLAGS --xla_backend_optimization_level=0" \
-	JAX_COMPILATION_CACHE_DIR="$(CURDIR)/.cache/jax" \
-	JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS=0.05 \
-	JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES=-1
+# Short tests spend their time in the compiler; the slow ones run programs as users have them.
+QUICK := --xla_backend_optimization_level=0
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
 .PHONY: demo test test-slow test-interop lint format bench docs validate clean
@@ -19,7 +14,7 @@ demo: .venv/.run          ## the main job on real data: report in the terminal a
 	$(BIN)/ppl demo --out out
 
 test: .venv/.test         ## the tests
-	$(QUICK) $(BIN)/python -m pytest -n $(JOBS) --dist worksteal -m "not slow and not interop"
+	OPENBLAS_NUM_THREADS=1 XLA_FLAGS="$$XLA_FLAGS $(QUICK)" $(BIN)/python -m pytest -n $(JOBS) --dist worksteal -m "not slow and not interop"
 
 test-slow: .venv/.test    ## longer statistical validation
 	$(BIN)/python -m pytest -n $(JOBS) -m slow
@@ -56,7 +51,7 @@ validate: .venv/.test     ## real posteriors against their references: make vali
 	$(BIN)/python benchmarks/validate_smc.py $(DATA)
 
 clean:
-	rm -rf .venv .cache out docs/_build
+	rm -rf .venv out docs/_build
 
 .venv/.python:
 	@test -n "$(PYTHON)" || { echo "Python >= 3.12 is needed; set PYTHON=/path/to/python3"; exit 2; }
