@@ -3,6 +3,7 @@
 import warnings
 
 import jax
+import pytest
 
 import ppl_toolkit as ppl
 from ppl_toolkit.errors import InferenceWarning
@@ -13,6 +14,17 @@ compilations: list[str] = []
 jax.monitoring.register_event_duration_secs_listener(
     lambda event, *_, **__: compilations.append(event) if "backend_compile" in event else None
 )
+
+
+def others_slow(cases, *quick):
+    """The cases of a test, or tuples of several arguments: those not named are slow tests."""
+    return [
+        pytest.param(
+            *(case if isinstance(case, tuple) else [case]),
+            marks=[] if case in quick else [pytest.mark.slow],
+        )
+        for case in cases
+    ]
 
 
 def quietly(call, *args, **options):

@@ -9,6 +9,7 @@ from pathlib import Path
 import arviz as az
 import numpy as np
 import pytest
+from helpers import others_slow
 
 PPL = str(Path(sys.executable).with_name("ppl"))
 
@@ -81,7 +82,7 @@ def test_infer_reports_and_writes(folder, fitted):
     assert (folder / "line.html").read_text().startswith("<!DOCTYPE html>")
 
 
-@pytest.mark.parametrize("name", ["data.csv", "data.npz"])
+@pytest.mark.parametrize("name", others_slow(["data.csv", "data.npz"], "data.csv"))
 def test_data_files(folder, fitted, name):
     done = run(folder, "infer", "models:line", "--data", name, "--draws", 300, "--out", "same.nc")
     assert done.returncode == 0, done.stderr

@@ -196,6 +196,7 @@ def test_conjugate_normal(seed):
     assert (np.abs(conjugate_z_scores(seed)) < 3).all()
 
 
+@pytest.mark.slow
 def test_the_monte_carlo_errors_are_of_the_right_size():
     """The root mean square of the z scores is near 1: neither too small an error nor too large.
 

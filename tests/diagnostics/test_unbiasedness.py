@@ -189,7 +189,7 @@ def test_right_samplers_pass(name):
     assert ("by enumeration" in str(found)) == (name == "discrete")
 
 
-@pytest.mark.parametrize("name", ["a batch twice", "weights not reset"])
+@pytest.mark.parametrize("name", ["a batch twice"])
 def test_mistakes_are_seen(name, mistaken):
     mistake, options = MISTAKES[name]
     mistaken(mistake)

@@ -233,6 +233,7 @@ def test_populations_are_calibrated_and_their_evidence_compared(tmp_path):
     assert "Not tested: no reason" in (tmp_path / "page.html").read_text()
 
 
+@pytest.mark.slow
 def test_pictures_of_kernels_mark_what_fails(no_trial, tmp_path):
     kernel = cycle([WRONG_STRETCH, block(NUTS(), "s")])
     found = ppl.check(location_scale, Y, method=kernel, geweke=False)

@@ -8,7 +8,7 @@ import numpy as np
 import numpyro
 import numpyro.distributions as dist
 import pytest
-from helpers import compilations
+from helpers import compilations, others_slow
 
 import ppl_toolkit as ppl
 from ppl_toolkit.errors import DataBakedWarning, InferenceWarning
@@ -52,7 +52,9 @@ def custom_vjp(w):
     return add
 
 
-@pytest.mark.parametrize("make", [jitted, scanned, custom_jvp, custom_vjp])
+@pytest.mark.parametrize(
+    "make", others_slow([jitted, scanned, custom_jvp, custom_vjp], scanned, custom_jvp)
+)
 def test_arrays_closed_over_by_inner_functions_are_not_shared(make):
     """y = mu + w + noise: the mean of mu is that of y - w, whatever ran before. 5 sigma."""
 

@@ -5,7 +5,7 @@ import numpy as np
 import numpyro
 import numpyro.distributions as dist
 import pytest
-from helpers import compilations, quiet
+from helpers import compilations, others_slow, quiet
 from linear_series import series_from_start as model
 from linear_series import simulated_from_start as simulated
 from numpyro.contrib.control_flow import scan
@@ -71,7 +71,7 @@ def within(tree, site, mean, sd, allowed=4.5):
     assert np.all(np.abs(flat.std((0, 1)) - sd) <= allowed * mcse_sd)
 
 
-@pytest.mark.parametrize("moves", [0, 8])
+@pytest.mark.parametrize("moves", others_slow([0, 8], 8))
 def test_filter_and_smoothed_paths_are_those_of_the_gaussian(moves):
     mean, cov, log_z = gaussian(Y, [0.8])
     tree = quiet(known, Y, method=ParticleFilter(2000, moves=moves), draws=250, seed=1)
@@ -149,7 +149,7 @@ def test_series_that_remember_two_steps_are_replayed():
     ("way", "proposal"),
     [
         ("mask", Bootstrap()),
-        ("obs_mask", Laplace(1)),
+        pytest.param("obs_mask", Laplace(1), marks=pytest.mark.slow),
         pytest.param("mask", Laplace(1), marks=pytest.mark.slow),
         pytest.param("obs_mask", Bootstrap(), marks=pytest.mark.slow),
     ],

@@ -4,7 +4,7 @@ import numpy as np
 import numpyro
 import numpyro.distributions as dist
 import pytest
-from helpers import compilations, quiet, quietly
+from helpers import compilations, others_slow, quiet, quietly
 
 import ppl_toolkit as ppl
 from ppl_toolkit.errors import MethodError, OptionError
@@ -37,7 +37,7 @@ METHODS = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("name", others_slow(METHODS, "sgld, control variates", "sgnht"))
 def test_a_regression_by_minibatches(name):
     """The exact posterior: the mean within 4 standard errors and a tenth of its standard deviation
     (minibatches of a tenth of the data), the standard deviation within the share given."""
@@ -108,7 +108,7 @@ KERNELS = {
 }
 
 
-@pytest.mark.parametrize("name", KERNELS)
+@pytest.mark.parametrize("name", others_slow(KERNELS, "in a cycle"))
 def test_chunks_extensions_and_resumptions_give_the_same_draws(name, tmp_path):
     model, args, method = regression, (X, Y, 40), KERNELS[name]
     options = {"method": method, "warmup": 30, "chains": 2, "seed": 3}

@@ -14,7 +14,7 @@ import numpyro.distributions as dist
 import pandas
 import pytest
 import xarray
-from helpers import quiet, quietly
+from helpers import others_slow, quiet, quietly
 from models import EFFECTS, ERRORS, conjugate, eight_schools
 from numpyro import handlers
 
@@ -141,7 +141,7 @@ SCRIPT = textwrap.dedent(
 )
 
 
-@pytest.mark.parametrize("stored", [False, True], ids=["memory", "disk"])
+@pytest.mark.parametrize("stored", others_slow([False, True], True), ids=["memory", "disk"])
 def test_ctrl_c_in_the_warm_up_leaves_something_to_go_on_with(stored, tmp_path):
     store, saved = (str(tmp_path / "run.zarr") if stored else "None"), str(tmp_path / "part.nc")
     tests = str(Path(__file__).parents[1])

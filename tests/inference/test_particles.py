@@ -8,6 +8,7 @@ import numpy as np
 import numpyro
 import numpyro.distributions as dist
 import pytest
+from helpers import others_slow
 from jax import random
 from numpyro.contrib.control_flow import scan
 
@@ -125,7 +126,10 @@ def test_the_bias_of_particle_gibbs_decays_as_published(conditional):
 
 @pytest.mark.parametrize(
     ("particles", "second", "bias", "bound"),
-    [(2, 0.7069, -1.13336, 0.8167), (3, 0.5320, -0.82457, 0.6901)],
+    others_slow(
+        [(2, 0.7069, -1.13336, 0.8167), (3, 0.5320, -0.82457, 0.6901)],
+        (3, 0.5320, -0.82457, 0.6901),
+    ),
 )
 def test_a_series_of_one_step_is_iterated_importance_resampling(particles, second, bias, bound):
     """Three points: the spectrum of the kernel, and the bias of the first sweep from the prior."""
@@ -333,7 +337,7 @@ def exact_product():
     return float(np.sum(mean[1:] * mean[:-1] + np.diag(cov, 1)))
 
 
-@pytest.mark.parametrize(("draws", "moves"), [(None, 0), (2, 0), (2, 4)])
+@pytest.mark.parametrize(("draws", "moves"), others_slow([(None, 0), (2, 0), (2, 4)], (2, 0)))
 def test_smoothed_sums_agree_with_the_gaussian_smoother(gaussian, draws, moves):
     """400 particles: bias O(T / N), here below 0.03; |z| <= 4.5."""
     found = many(
@@ -346,7 +350,7 @@ def test_smoothed_sums_agree_with_the_gaussian_smoother(gaussian, draws, moves):
 @pytest.mark.parametrize(
     ("particles", "proposal"),
     [
-        pytest.param(2, Bootstrap(), id="2"),
+        pytest.param(2, Bootstrap(), marks=pytest.mark.slow, id="2"),
         pytest.param(8, Bootstrap(), marks=pytest.mark.slow, id="8"),
         pytest.param(4, Guided(guide, ahead), id="guided"),
         pytest.param(2, Laplace(), marks=pytest.mark.slow, id="laplace"),

@@ -409,7 +409,7 @@ EVERY_MOVE = {
 }
 
 
-SECOND_VARIANTS = ("exchangeable steps", "ordered births", "terms")
+SECOND_VARIANTS = ("exchangeable steps", "ordered births", "terms", "marks")
 
 
 @pytest.mark.usefixtures("in_float64")
@@ -540,6 +540,7 @@ class TestNestedRegression:
         assert abs(share.mean() - exact[2]) < min(4.78 * se, 0.01), (share.mean(), se)
         assert (k == 1).mean() < 2e-4  # exactly 2.2e-5
 
+    @pytest.mark.slow
     def test_with_nuts_inside(self):
         kernel = cycle([repeat(BirthDeath("term"), 5), block(NUTS(target_acceptance=0.95), ["b"])])
         found = quiet(nested, polynomial_data(), method=MCMC(kernel, warmup=300), draws=1500)
@@ -650,7 +651,7 @@ class TestVariableSelection:
     @pytest.mark.parametrize(
         "kernel",
         [
-            pytest.param(Gibbs(), id="Gibbs"),
+            pytest.param(Gibbs(), id="Gibbs", marks=pytest.mark.slow),
             pytest.param(repeat(LocallyBalanced(), 3), id="LB", marks=pytest.mark.slow),
         ],
     )

@@ -10,7 +10,7 @@ import numpy as np
 import numpyro
 import numpyro.distributions as dist
 import pytest
-from helpers import compilations, quiet
+from helpers import compilations, others_slow, quiet
 from jax import random
 from numpyro.contrib.control_flow import scan
 from numpyro.distributions import constraints
@@ -460,7 +460,10 @@ def steps_of_ascent(gradient, count, size):
     return np.array(found)
 
 
-@pytest.mark.parametrize(("objective", "smoother"), [("likelihood", "ppg"), ("posterior", "ffbs")])
+@pytest.mark.parametrize(
+    ("objective", "smoother"),
+    others_slow([("likelihood", "ppg"), ("posterior", "ffbs")], ("likelihood", "ppg")),
+)
 def test_iterates_are_those_of_exact_ascent(objective, smoother):
     """Each step's gradient is that at the point it leaves, in unconstrained coordinates, without
     Jacobians."""

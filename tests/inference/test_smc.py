@@ -14,7 +14,7 @@ import numpyro
 import numpyro.distributions as dist
 import pytest
 import xarray
-from helpers import compilations
+from helpers import compilations, others_slow
 from jax import random
 from models import conjugate, eight_schools
 from numpyro.distributions import constraints
@@ -279,7 +279,7 @@ def conjugate_evidence(y):
     return -0.5 * (log_det + y @ np.linalg.solve(covariance, y))
 
 
-@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("variant", others_slow(VARIANTS, "default", "batches", "persistent"))
 def test_conjugate_normal(variant):
     """Evidence, mean and sd; the estimates' own standard errors (false alarms: 1e-3 in all)."""
     tree = infer(conjugate, Y, method=SMC(**{"particles": 512, **VARIANTS[variant]}), chains=16)

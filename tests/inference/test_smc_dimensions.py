@@ -162,6 +162,7 @@ def test_ordered_elements_given_their_number(order):
             assert (np.diff(at[..., :k]) > 0).all()
 
 
+@pytest.mark.slow
 def test_a_kernel_of_ones_own():
     """The moves of reversible jumps inside SMC."""
     kernel = cycle([BirthDeath("term"), Walk("b", 0.3), Walk("b", 0.1)])

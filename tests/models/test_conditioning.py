@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import numpyro.distributions as dist
 import pytest
+from helpers import others_slow
 from scipy import integrate, stats
 
 from ppl_toolkit.errors import DataError, InferenceWarning, OptionError
@@ -112,8 +113,10 @@ SLOW = pytest.mark.slow
 
 @pytest.mark.parametrize(
     "name",
-    ["half-Cauchy", "inverse gamma", *(pytest.param(n, marks=SLOW) for n in ("burr", "exponential",
-     "gaussian", "atoms"))],
+    others_slow(
+        ["half-Cauchy", "inverse gamma", "burr", "exponential", "gaussian", "atoms"],
+        "inverse gamma", "burr",
+    ),
 )  # fmt: skip
 def test_the_chain_rule_and_leave_one_out_by_refits(name):
     law = LAWS[name]
