@@ -148,7 +148,7 @@ METHOD = PMMH(particles=12, correlation=0.9)
 
 @pytest.fixture(scope="module")
 def correlated_run():
-    return quiet(series, Y, method=METHOD, draws=4000, seed=1)
+    return quiet(series, Y, method=METHOD, draws=8000, seed=1)
 
 
 def test_correlated_chains_have_the_posterior_of_quadrature(correlated_run):
