@@ -83,7 +83,7 @@ def checked_inputs(x: Any, name: str) -> Any:
                 f"{name} has values that are not finite in {bad.size} of {len(x)} rows, first in "
                 f"row {bad[0]}: drop these rows, or fill them in."
             )
-        dtype = jnp.result_type(x, float)
+        dtype = jnp.result_type(x, float) if isinstance(x, jax.Array) else x.dtype
         largest = np.abs(np.asarray(x)).max()
         if largest > 0.1 * float(jnp.finfo(dtype).max) ** 0.25:
             raise DataError(

@@ -14,6 +14,8 @@ from ppl_toolkit.models.infinite_width import Layer, mlp
 
 __all__ = ["check_priors", "checked_network", "kernel_priors", "network_with"]
 
+_WEIGHT, _BIAS = "weight_std", "bias_std"
+
 
 def checked_network(network: Any) -> Layer | Callable[..., Layer]:
     """A network, or a function of ``weight_std`` and ``bias_std``; three ReLU layers if None.
@@ -35,17 +37,14 @@ def kernel_priors(network: Any) -> dict[str, dist.Distribution]:
     """Priors of the kernel's sites, in the precision of the run; none of a network as it is."""
     if isinstance(network, Layer):
         return {}
-    return {
-        "weight_std": dist.LogNormal(np.log(1.4), 0.3),
-        "bias_std": dist.HalfNormal(0.5),
-    }
+    return {_WEIGHT: dist.LogNormal(np.log(1.4), 0.3), _BIAS: dist.HalfNormal(0.5)}
 
 
 def network_with(network: Any, sites: Mapping[str, Any]) -> Layer:
     """The network with the values of its sites, which are among ``sites``."""
     if isinstance(network, Layer):
         return network
-    made: Layer = network(**{name: sites[name] for name in kernel_priors(network)})
+    made: Layer = network(**{name: sites[name] for name in (_WEIGHT, _BIAS)})
     return made
 
 

@@ -369,6 +369,17 @@ def test_no_block_is_larger_than_asked_for():
         assert "scan" in ours or "while" in ours
 
 
+def test_large_inputs_are_those_of_float64():
+    """NumPy's inputs are computed with in float64, whatever the precision of JAX: 1e40 is no limit.
+
+    Without biases the kernels of rectifiers are homogeneous of degree two.
+    """
+    network = mlp(2)
+    with jax.enable_x64(False):
+        large, small = network.nngp(1e40 * X1), network.nngp(X1)
+    np.testing.assert_allclose(large / 1e80, small, rtol=1e-13)
+
+
 def test_derivatives_with_duplicates_and_zeros():
     """Finite, and those of finite differences: of the process's kernel by everything, of the
     tangent kernel by parameters (by inputs it has a kink where they are parallel). Where inputs
