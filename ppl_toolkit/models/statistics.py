@@ -46,7 +46,7 @@ def statistics(network: Any, x: Any, y: Any, noise: Any, *, block: int = 256) ->
         noise: what is added to the diagonal: the noise variance in units of sigma^2.
         block: rows and columns of the kernel worked on at a time.
 
-    Complexity: n^3 / 3 operations and 2 n^2 numbers for the values, 2 n^3 more and 4 n^2 numbers
+    Complexity: n^3 / 3 operations and 2 n^2 numbers for the values, 2 n^3 more and 3 n^2 numbers
     for the derivative by all parameters and inputs together. NaN where Kt is not positive definite.
 
     Source: Rasmussen, Williams (2006), Gaussian Processes for Machine Learning, section 5.4.
@@ -106,6 +106,7 @@ def _inverse_of(root: Float[Array, "n n"]) -> Float[Array, "n n"]:
         units = jnp.eye(n - first, last - first, dtype=root.dtype)
         columns = solve_triangular(root[first:, first:], units, lower=True)
         inverse = inverse.at[first:, first:last].set(columns)
+        root, inverse = lax.optimization_barrier((root, inverse))  # one after the other: memory
     return inverse
 
 
