@@ -131,7 +131,7 @@ def carry_out(call: Call, begin: Begin) -> xarray.DataTree:
             numbers = start_numbers(call.chains, call.superchains)
             run.start(begin.positions, begin.given, numbers)
         else:
-            old = results.read_state(begin.state, engine.state_structure)
+            old = results.read_state(begin.state, engine.structure.state)
             run.restore(old, fresh_data=begin.renew)
         _require_started(call, run, begin.positions, begin.given)
         sink: MemorySink | ZarrSink = MemorySink()

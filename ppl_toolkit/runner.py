@@ -87,7 +87,16 @@ class Timing(NamedTuple):
     sampling: float
 
 
-_structures: dict[Any, tuple[Any, Any]] = {}  # shapes of a state, and of what a step gives
+class _Structure(NamedTuple):
+    """Shapes and types of a state, and of what one iteration gives."""
+
+    state: Any
+    draw: Any
+    stats: Any
+    values: Any
+
+
+_structures: dict[Any, _Structure] = {}
 
 
 class Engine:
@@ -120,21 +129,34 @@ class Engine:
             self._key = (
                 type(method), method.statics(), lanes, program.precision, texts, shapes,
             )  # fmt: skip
+            index = jax.ShapeDtypeStruct((), np.int32)
+            self._pieces: dict[str, Traced] = {}
             if self._key not in _structures:
-                state = jax.eval_shape(self._init, *self._avals["init"])
-                _structures[self._key] = state, self._given_by_a_step(state, inputs)
-            state, (draw, self._stats, self._values) = _structures[self._key]
-            given_leaves = jax.tree.leaves((draw, self._stats, self._values))
+                state = self._traced_once("init", *self._avals["init"])
+                _, draw, stats = self._traced_once("step", *inputs, seed, chains, state, index)
+                values = self._traced_once("values", self.consts, program.data, draw)
+                _structures[self._key] = _Structure(state, draw, stats, values)
+            self.structure = structure = _structures[self._key]
+            given_leaves = jax.tree.leaves(structure[1:])
             self.row_bytes = max(1, sum(8 * math.prod(leaf.shape) for leaf in given_leaves))
             self.rows = int(np.clip(_BUFFER_BYTES // self.row_bytes, 1, _MOST_ROWS))
-            index = jax.ShapeDtypeStruct((), np.int32)
             self._avals["advance"] = (
-                *inputs, seed, chains, state, index, index, np.bool_(True),
+                *inputs, seed, chains, structure.state, index, index, np.bool_(True),
             )  # fmt: skip
-            self._avals["refresh"] = (*inputs, state)
-        self.state_structure = state
+            self._avals["refresh"] = (*inputs, structure.state)
 
     # -- the functions that are compiled ----------------------------------------------------
+
+    def _traced_once(self, name: str, *avals: Any) -> Any:
+        """The shapes that `_init`, `_step` or `_values` gives; its trace is kept for compiling."""
+        traced = self._pieces[name] = Traced.of(getattr(self, f"_{name}"), *avals)
+        shapes = [jax.ShapeDtypeStruct(v.aval.shape, v.aval.dtype) for v in traced.jaxpr.outvars]
+        return jax.tree.unflatten(traced.out_tree, shapes)
+
+    def _piece(self, name: str) -> Callable:
+        """The function as it was traced, if it was in this engine."""
+        traced = self._pieces.get(name)
+        return functools.partial(traced, traced.consts) if traced else getattr(self, f"_{name}")
 
     def _target(self, consts: Any, data: Any) -> SimpleNamespace:
         def bind(traced: Traced, values: Any) -> Callable:
@@ -185,6 +207,10 @@ class Engine:
 
         return self._over_lanes(one, chains, states)
 
+    def _values(self, consts: Any, data: Any, draws: Any) -> dict[str, Any]:
+        target = self._target(consts, data)
+        return self._over_lanes(lambda draw: self.method.values(draw, target), draws)
+
     def _advance(
         self, consts: Any, data: Any, settings: Any, seed: Any, chains: Any, states: Any,
         index: Any, count: Any, collect: Any,
@@ -195,11 +221,8 @@ class Engine:
             The states; the values by site and the statistics, both in buffers (lane, row, ...)
             of which the first ``count`` rows hold.
         """
-        step = functools.partial(self._step, consts, data, settings, seed, chains)
-        target = self._target(consts, data)
-
-        def value(draw: Any) -> dict[str, Any]:
-            return self._over_lanes(lambda d: self.method.values(d, target), draw)
+        step = functools.partial(self._piece("step"), consts, data, settings, seed, chains)
+        value = functools.partial(self._piece("values"), consts, data)
 
         def buffers(structure: Any) -> Any:
             return jax.tree.map(lambda s: jnp.zeros((self.rows, *s.shape), s.dtype), structure)
@@ -214,7 +237,7 @@ class Engine:
             states, draw, stat = step(states, index + row)
             return row + 1, states, put(draws, row, draw), put(stats, row, stat)
 
-        _, draw, stat = jax.eval_shape(step, states, index)
+        _, draw, stat, values = self.structure
         zero = jnp.zeros((), jnp.int32)
         _, states, draws, stats = lax.while_loop(
             lambda c: c[0] < count, iterate, (zero, states, buffers(draw), buffers(stat))
@@ -226,26 +249,10 @@ class Engine:
             return row + 1, put(values, row, value(draw))
 
         _, values = lax.while_loop(
-            lambda c: (c[0] < count) & collect,
-            evaluate,
-            (zero, buffers(jax.eval_shape(value, draw))),
+            lambda c: (c[0] < count) & collect, evaluate, (zero, buffers(values))
         )
         rows_second = functools.partial(jax.tree.map, lambda x: jnp.moveaxis(x, 0, 1))
         return states, rows_second(values), rows_second(stats)
-
-    def _given_by_a_step(self, state: Any, inputs: tuple) -> tuple[Any, Any, Any]:
-        """Shapes of the draw, the statistics and the values by site that one iteration gives."""
-        seed = jax.ShapeDtypeStruct((2,), np.uint32)
-        chains = jax.ShapeDtypeStruct((self.lanes,), np.uint32)
-        index = jax.ShapeDtypeStruct((), np.int32)
-
-        def step(consts: Any, data: Any, settings: Any, *rest: Any) -> Any:
-            target = self._target(consts, data)
-            _, draw, stats = self._step(consts, data, settings, *rest)
-            values = self._over_lanes(lambda d: self.method.values(d, target), draw)
-            return draw, stats, values
-
-        return jax.eval_shape(step, *inputs, seed, chains, state, index)
 
     def no_draws(self, chains: int) -> Block:
         """A block of the right shapes and types with no draws in it."""
@@ -253,7 +260,8 @@ class Engine:
         def empty(like: Any) -> np.ndarray:
             return np.zeros((chains, 0, *like.shape[1:]), like.dtype)
 
-        return Block(*(jax.tree.map(empty, part) for part in (self._values, self._stats)))
+        parts = (self.structure.values, self.structure.stats)
+        return Block(*(jax.tree.map(empty, part) for part in parts))
 
     # -- executables ------------------------------------------------------------------------
 
@@ -266,7 +274,7 @@ class Engine:
                 lambda x: jax.ShapeDtypeStruct(np.shape(x), jnp.result_type(x), sharding=sharding),
                 self._avals[name],
             )
-            return jax.jit(getattr(self, f"_{name}")).lower(*avals)
+            return jax.jit(self._piece(name)).lower(*avals)
 
         quick = name == "init" and getattr(self.method, "brief_start", False)
         executable, _ = executables.compiled((name, device, *self._key), build, device, quick)
