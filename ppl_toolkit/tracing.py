@@ -5,6 +5,7 @@ from __future__ import annotations
 import dis
 import hashlib
 import inspect
+import re
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
@@ -76,6 +77,10 @@ class Traced(NamedTuple):
 
 
 _CUSTOM_RULES = ("custom_jvp_call", "custom_vjp_call")
+# Rules that belong to one function of JAX's, whose jaxpr tells it: those of files where all do, and
+# of functions that got theirs by `defjvps`, which hides where a rule is from.
+_RULES_OF_JAX = re.compile(r"/jax/_src/(lax/other|scipy/special)\.py:")
+_FUNCTIONS_OF_JAX = re.compile(r"(logit|relu|relu6|log1mexp) at .*/jax/_src/(scipy|nn)/\w+\.py:")
 
 
 def _constants(jaxpr: Any) -> Iterator[str]:
@@ -86,9 +91,27 @@ def _constants(jaxpr: Any) -> Iterator[str]:
 
 
 def _has_rules(jaxpr: Any) -> bool:
-    """Whether functions with derivative rules of their own are called anywhere."""
-    own = any(equation.primitive.name in _CUSTOM_RULES for equation in jaxpr.eqns)
+    """Whether functions are called anywhere that have derivative rules no jaxpr tells."""
+    own = any(
+        equation.primitive.name in _CUSTOM_RULES and not _is_of_jax(equation)
+        for equation in jaxpr.eqns
+    )
     return own or any(_has_rules(getattr(j, "jaxpr", j)) for j in inner_jaxprs(jaxpr))
+
+
+def _is_of_jax(equation: Any) -> bool:
+    """Whether the rule is the one that JAX has for its own function."""
+
+    def source(traced: Any) -> str:
+        return getattr(getattr(traced, "debug_info", None), "func_src_info", None) or ""
+
+    if _RULES_OF_JAX.search(source(equation.params.get("jvp_jaxpr_fun"))):
+        return True
+    primal = equation.params["call_jaxpr"]
+    primal = getattr(primal, "jaxpr", primal)
+    # Another rule, put around JAX's function, would have that one's call within.
+    bare = not any(e.primitive.name in _CUSTOM_RULES for e in primal.eqns)
+    return bare and _FUNCTIONS_OF_JAX.match(source(primal)) is not None
 
 
 def inner_jaxprs(jaxpr: Any) -> Iterator[Any]:

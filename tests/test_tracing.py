@@ -5,8 +5,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax import lax
+from jax.scipy import special
 
-from ppl_toolkit.tracing import dependents
+from ppl_toolkit.tracing import Traced, dependents
 
 X = np.ones(3, np.float32)
 
@@ -43,3 +44,30 @@ def test_dependents(what):
     jacobian = jax.jacobian(lambda a: function(a, X))(jnp.asarray(X))
     for leaf, flag in zip(jax.tree.leaves(jacobian), expected, strict=True):
         assert flag or not np.any(leaf)
+
+
+@pytest.mark.parametrize("function", [special.erf, special.logit, jax.nn.relu, jnp.tanh])
+def test_rules_put_around_functions_of_jax_are_told_apart(function):
+    def with_slope(slope):
+        own = jax.custom_jvp(function)
+        own.defjvps(lambda tangent, value, x: slope * tangent)
+        return Traced.of(lambda x: own(x), 1.3).text()
+
+    assert with_slope(2.0) != with_slope(3.0)
+    assert with_slope(2.0) == with_slope(2.0)
+
+
+@pytest.mark.parametrize(
+    "function",
+    [
+        special.logit,
+        special.log_ndtr,
+        jax.nn.relu,
+        jax.nn.softplus,
+        lambda x: jnp.logaddexp(x, 1.0),
+        lambda x: special.xlogy(x, x),
+    ],
+)
+def test_rules_of_jax_itself_need_no_derivative_to_be_traced(function):
+    traced = Traced.of(lambda x: function(x), 0.3)
+    assert traced.text() == traced.text(differentiable=False)

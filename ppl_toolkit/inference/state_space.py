@@ -24,7 +24,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import random
+from jax import lax, random
 from numpyro import handlers
 from numpyro.distributions import biject_to
 
@@ -517,15 +517,16 @@ def _memory_by_running(program: Program, space: StateSpace) -> int | None:
         keys = random.split(key, _TRIED)
         carry = jax.vmap(lambda k: path.start(k).carry)(keys)
         carry = jax.vmap(lambda k, c: path.step(k, c, 0).carry)(keys, carry)  # starts may be equal
+
+        def turn(carries: tuple, p: Any) -> tuple[tuple, Any]:
+            carry, other = carries
+            t = jnp.minimum(p + 1, space.length - 1)
+            fresh = jax.vmap(lambda k, c: path.step(random.fold_in(k, t), c, t))(keys, carry)
+            again = jax.vmap(lambda c, x: path.replay(c, t, x))(other, fresh.latents)
+            return (fresh.carry, again.carry), _largest_gap(fresh.carry, again.carry)
+
         other = jax.tree.map(lambda x: jnp.roll(x, 1, 0), carry)
-        apart = []
-        for p in range(longest):
-            t = min(p + 1, space.length - 1)
-            fresh = jax.vmap(lambda k, c, t=t: path.step(random.fold_in(k, t), c, t))(keys, carry)
-            again = jax.vmap(lambda c, x, t=t: path.replay(c, t, x))(other, fresh.latents)
-            carry, other = fresh.carry, again.carry
-            apart.append(_largest_gap(carry, other))
-        return jnp.stack(apart)
+        return lax.scan(turn, (carry, other), jnp.arange(longest))[1]
 
     found = np.asarray(evaluate_once(gaps, np.zeros(2, np.uint32), program.data))
     same = np.flatnonzero(found <= 1e-6)
