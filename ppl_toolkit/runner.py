@@ -156,7 +156,9 @@ class Engine:
     def _piece(self, name: str) -> Callable:
         """The function as it was traced, if it was in this engine."""
         traced = self._pieces.get(name)
-        return functools.partial(traced, traced.consts) if traced else getattr(self, f"_{name}")
+        if traced is None:
+            return getattr(self, f"_{name}")
+        return lambda *args: traced(traced.consts, *args)
 
     def _target(self, consts: Any, data: Any) -> SimpleNamespace:
         def bind(traced: Traced, values: Any) -> Callable:
