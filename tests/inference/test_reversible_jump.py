@@ -683,6 +683,7 @@ class TestCoal:
         _, p = posterior_of_steps(days() - days()[0], q=3)
         np.testing.assert_allclose(p[1:10], EXACT["first event"], atol=1e-5)
 
+    @pytest.mark.slow  # the tutorial of change points has a short run
     def test_number_of_steps(self):
         found = quiet(change_points, days(), method=MCMC(repeat(CHANGES, 20), warmup=200),
                       draws=4000)  # fmt: skip
