@@ -121,8 +121,8 @@ print(ppl.summary(plain, names)[["mean", "sd", "ess_bulk", "r_hat"]].round(3))
 
 # %%
 walk = ppl.infer(
-    epidemic, in_bed, method=PMMH(particles=24 if FAST else 80), draws=60 if FAST else 4000,
-    warmup=60 if FAST else 1000, progress=False,
+    epidemic, in_bed, method=PMMH(particles=24 if FAST else 80), draws=30 if FAST else 4000,
+    warmup=30 if FAST else 1000, progress=False,
 )  # fmt: skip
 print(ppl.summary(walk, names)[["mean", "sd", "ess_bulk", "r_hat"]].round(3))
 

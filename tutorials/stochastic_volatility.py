@@ -41,7 +41,7 @@ from ppl_toolkit.diagnostics import plots
 from ppl_toolkit.inference import PPG, OnlineFilter, ParticleFilter, ParticleGibbs
 
 FAST = os.environ.get("PPL_FAST") == "1"  # a short run, to check that everything works
-DRAWS, WARMUP, PARTICLES = (40, 40, 100) if FAST else (1000, 500, 2000)
+DRAWS, WARMUP, PARTICLES = (20, 20, 100) if FAST else (1000, 500, 2000)
 
 BLUE, RED, GREY = "#2a6f97", "#c1440e", "#8a8a8a"
 plt.rcParams.update(

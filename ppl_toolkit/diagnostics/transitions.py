@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -51,6 +51,14 @@ def _paths(sizes: Sequence[int]) -> np.ndarray:
     return np.stack(numbers, axis=-1) if sizes else np.zeros((1, 0), int)
 
 
+def _batches(rows: np.ndarray, most: int) -> Iterator[tuple[np.ndarray, int]]:
+    """Rows in batches of one shape, so that one program serves all; how many count of each."""
+    size = math.ceil(len(rows) / math.ceil(len(rows) / most))
+    for first in range(0, len(rows), size):
+        some = rows[first : first + size]
+        yield np.concatenate([some, np.repeat(some[-1:], size - len(some), 0)]), len(some)
+
+
 def enumerated(function: Callable[..., Any], *args: Any) -> Enumerated:
     """All outcomes of ``function(key, *args)``, whose finite choices go through `randomness`.
 
@@ -59,21 +67,21 @@ def enumerated(function: Callable[..., Any], *args: Any) -> Enumerated:
 
     Complexity: one evaluation per path.
     """
-    key = jax.random.key(0)
-    paths = _paths(_sizes(functools.partial(function, key), *args))
-
-    @jax.jit
-    def along(path: Any, args: Any) -> tuple[Any, Any]:
-        with Paths(path) as taken:
-            value = function(key, *args)
-        return value, jnp.asarray(taken.probability)
-
+    paths = _paths(_sizes(functools.partial(function, jax.random.key(0)), *args))
+    along = jax.vmap(functools.partial(_along, function), (0, None))
     found = [
-        jax.vmap(along, (0, None))(paths[first : first + _BATCH], args)
-        for first in range(0, len(paths), _BATCH)
+        jax.tree.map(lambda x, n=count: np.asarray(x)[:n], along(some, args))
+        for some, count in _batches(paths, _BATCH)
     ]
-    joined = jax.tree.map(lambda *parts: np.concatenate([np.asarray(p) for p in parts]), *found)
-    return Enumerated(*joined)
+    return Enumerated(*jax.tree.map(lambda *parts: np.concatenate(parts), *found))
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _along(function: Callable, path: Any, args: Any) -> tuple[Any, Any]:
+    """The outcome of one path, and its probability; compiled once for a function."""
+    with Paths(path) as taken:
+        value = function(jax.random.key(0), *args)
+    return value, jnp.asarray(taken.probability)
 
 
 def transition_matrix(
@@ -121,14 +129,11 @@ def transition_matrix(
 
     matrix = np.zeros((count, count))
     many = jax.vmap(jax.vmap(along, (None, 0)), (0, None))
-    width = max(1, _BATCH // len(paths))
-    for begin in range(0, count, width):
-        rows = jax.tree.map(lambda x, b=begin: x[b : b + width], states)
-        here = matrix[begin : begin + width]
-        sums = np.zeros((len(here), count + 1), np.longdouble)  # so that many paths round once
-        for first_path in range(0, len(paths), _BATCH):
-            targets, probabilities = many(rows, paths[first_path : first_path + _BATCH])
-            sources = np.arange(len(here))[:, None]
-            np.add.at(sums, (sources, np.asarray(targets)), np.asarray(probabilities))
-        here[:] = sums[:, :count]
+    for numbers, kept in _batches(np.arange(count), max(1, _BATCH // len(paths))):
+        rows = jax.tree.map(lambda x, n=numbers: x[n], states)
+        sums = np.zeros((kept, count + 1), np.longdouble)  # so that many paths round once
+        for some, n in _batches(paths, _BATCH):
+            targets, probabilities = (np.asarray(x)[:kept, :n] for x in many(rows, some))
+            np.add.at(sums, (np.arange(kept)[:, None], targets), probabilities)
+        matrix[numbers[:kept]] = sums[:, :count]
     return matrix

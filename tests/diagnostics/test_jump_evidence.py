@@ -88,6 +88,7 @@ check = functools.partial(ppl.cross_check, progress=False)
 # -- the arithmetic --------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_errors_are_those_of_independent_draws():
     """Against simulation: 2000 replications of draws and evidences whose truth is known.
 
@@ -124,7 +125,7 @@ def test_family_level():
 # -- right and wrong moves -------------------------------------------------------------------------
 
 
-@pytest.fixture(scope="module", params=[3, pytest.param(10, marks=pytest.mark.slow)])
+@pytest.fixture(scope="module", params=[2, pytest.param(10, marks=pytest.mark.slow)])
 def nested_checks(request):
     """Of right moves, and of wrong ones, with a few seeds each."""
     return {

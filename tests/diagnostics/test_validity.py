@@ -264,6 +264,7 @@ def test_finite_models_are_checked_exactly():
     assert max(exact.invariance, exact.rows, exact.asymmetry) < 1e-14
 
 
+@pytest.mark.slow
 def test_the_number_of_choices_belongs_into_the_ratio(no_trial):
     right = involutive(single_site, exchange, log_det=0.0, name="single site")
     wrong = involutive(single_site, exchange, log_det=without_number_of_choices, name="dropped")

@@ -52,9 +52,7 @@ def custom_vjp(w):
     return add
 
 
-@pytest.mark.parametrize(
-    "make", others_slow([jitted, scanned, custom_jvp, custom_vjp], scanned, custom_jvp)
-)
+@pytest.mark.parametrize("make", others_slow([jitted, scanned, custom_jvp, custom_vjp], custom_jvp))
 def test_arrays_closed_over_by_inner_functions_are_not_shared(make):
     """y = mu + w + noise: the mean of mu is that of y - w, whatever ran before. 5 sigma."""
 

@@ -8,7 +8,7 @@ import numpy as np
 import numpyro
 import numpyro.distributions as dist
 import pytest
-from helpers import quiet, quietly
+from helpers import others_slow, quiet, quietly
 from models import EFFECTS, ERRORS, conjugate, die, eight_schools
 from numpyro.contrib.control_flow import cond
 
@@ -33,7 +33,7 @@ EVERY = {
 }
 
 
-@pytest.mark.parametrize("what", EVERY)
+@pytest.mark.parametrize("what", others_slow(EVERY, "nuts", "prior", "enumeration"))
 def test_every_method_is_extended_and_resumed(what, tmp_path):
     model, data, method = EVERY[what]
     options = {"method": method, "warmup": 20} if what in ("nuts", "hmc") else {"method": method}

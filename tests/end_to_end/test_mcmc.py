@@ -57,7 +57,7 @@ class TestDiscreteSitesBesideContinuousOnes:
             Gibbs(),
             MetropolisedGibbs(),
             pytest.param(repeat(LocallyBalanced(), 10), marks=pytest.mark.slow),
-            repeat(GibbsWithGradients(), 10),
+            pytest.param(repeat(GibbsWithGradients(), 10), marks=pytest.mark.slow),
         ],
         ids=lambda kernel: kernel.label,
     )

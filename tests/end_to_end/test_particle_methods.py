@@ -228,7 +228,9 @@ def test_discrete_latents_follow_the_forward_backward_law():
 @pytest.mark.parametrize(
     ("method", "other"),
     [
-        (ParticleGibbs(particles=16), ParticleGibbs(particles=16)),
+        pytest.param(
+            ParticleGibbs(particles=16), ParticleGibbs(particles=16), marks=pytest.mark.slow
+        ),
         (
             ParticleFilter(50, {"phi": 0.5, "q": 0.4}),
             ParticleFilter(50, {"phi": 0.6, "q": 0.3}),

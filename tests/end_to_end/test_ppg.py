@@ -228,6 +228,7 @@ def test_sites_that_are_given_stay():
         quiet(normal, y, method=MCMC(block(NUTS(), ["mu"]), given={"sigma": 2.0, "k": 0.5}))
 
 
+@pytest.mark.slow
 def test_forecasts_continue_the_paths():
     """`predict` with a longer scan: x beyond the data is Gaussian with known moments."""
 

@@ -12,6 +12,7 @@ import numpy as np
 import numpyro
 import numpyro.distributions as dist
 import pytest
+from helpers import others_slow
 from jax import random
 
 from ppl_toolkit.diagnostics.transitions import enumerated, transition_matrix
@@ -122,7 +123,9 @@ KERNELS = {
 }
 
 
-@pytest.mark.parametrize("name", KERNELS)
+@pytest.mark.parametrize(
+    "name", others_slow(KERNELS, *(name for name in KERNELS if name != "repeat"))
+)
 def test_the_target_is_invariant(name):
     spec, pi = KERNELS[name], law()
     p = matrix(spec)

@@ -89,13 +89,13 @@ def test_evidence_times_smoothed_sums_is_unbiased_exactly(finite, proposal):
 def conditional(finite):
     """The transition matrix of a conditional sweep, and the mean of its estimate, by path."""
     matrix, means = np.zeros((8, 8)), np.zeros(8)
+
+    def run(key, path):
+        return sweep(key, finite, path, TWO, statistic, nothing, draws=None)
+
     for i, (a, b, c) in enumerate(STATES):
         path = Path({"z_0": jnp.int32(a)}, {"z": jnp.array([b, c], jnp.int32)})
-
-        def run(key, path=path):
-            return sweep(key, finite, path, TWO, statistic, nothing, draws=None)
-
-        found = enumerated(run)
+        found = enumerated(run, path)
         new, estimate = found.values
         z = new.latents["z"]
         np.add.at(matrix[i], new.initial["z_0"] * 4 + z[:, 0] * 2 + z[:, 1], found.probabilities)
@@ -254,7 +254,7 @@ FILTERS = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("name", FILTERS)
+@pytest.mark.parametrize("name", others_slow(FILTERS, *(n for n in FILTERS if n != "laplace")))
 def test_evidence_is_unbiased(gaussian, name):
     """|z| <= 4.5: wrongly fails with probability 7e-6 each."""
     log_z = many(
@@ -265,7 +265,11 @@ def test_evidence_is_unbiased(gaussian, name):
 
 
 @pytest.mark.parametrize(
-    "proposal", [Guided(guide, ahead), Laplace(1, 1.0, 0.0)], ids=["own", "laplace"]
+    "proposal",
+    [
+        pytest.param(Guided(guide, ahead), id="own", marks=pytest.mark.slow),
+        pytest.param(Laplace(1, 1.0, 0.0), id="laplace"),
+    ],
 )
 def test_fully_adapted_filters_have_equal_weights(gaussian, proposal):
     options = Filter(16, proposal, ess=1.0)
@@ -337,7 +341,7 @@ def exact_product():
     return float(np.sum(mean[1:] * mean[:-1] + np.diag(cov, 1)))
 
 
-@pytest.mark.parametrize(("draws", "moves"), others_slow([(None, 0), (2, 0), (2, 4)], (2, 0)))
+@pytest.mark.parametrize(("draws", "moves"), others_slow([(None, 0), (2, 0), (2, 4)]))
 def test_smoothed_sums_agree_with_the_gaussian_smoother(gaussian, draws, moves):
     """400 particles: bias O(T / N), here below 0.03; |z| <= 4.5."""
     found = many(

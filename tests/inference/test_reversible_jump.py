@@ -409,7 +409,7 @@ EVERY_MOVE = {
 }
 
 
-SECOND_VARIANTS = ("exchangeable steps", "ordered births", "terms", "marks")
+SECOND_VARIANTS = ("ordered steps", "exchangeable steps", "ordered births", "terms", "marks")
 
 
 @pytest.mark.usefixtures("in_float64")

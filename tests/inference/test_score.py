@@ -387,6 +387,7 @@ def test_the_estimate_is_at_the_mean_of_the_iterates(climbed):
     assert ppl.findings(climbed) == []
 
 
+@pytest.mark.slow
 def test_new_data_and_more_iterations_compile_nothing(climbed):
     def run():
         found = quiet(linear, simulated(50, seed=1), method=CLIMB, chains=2, draws=20, warmup=0)

@@ -249,8 +249,11 @@ def evidence_after_resampling(monkeypatch):
 
 @pytest.mark.parametrize(
     "mistake",
-    [forget_resampling, move_before_the_target_changes, count_a_batch_twice,
-     evidence_after_resampling],
+    others_slow(
+        [forget_resampling, move_before_the_target_changes, count_a_batch_twice,
+         evidence_after_resampling],
+        forget_resampling, count_a_batch_twice,
+    ),
 )  # fmt: skip
 def test_mistakes_are_seen_exactly(mistake, monkeypatch):
     mistake(monkeypatch)
@@ -279,7 +282,7 @@ def conjugate_evidence(y):
     return -0.5 * (log_det + y @ np.linalg.solve(covariance, y))
 
 
-@pytest.mark.parametrize("variant", others_slow(VARIANTS, "default", "batches", "persistent"))
+@pytest.mark.parametrize("variant", others_slow(VARIANTS, "default"))
 def test_conjugate_normal(variant):
     """Evidence, mean and sd; the estimates' own standard errors (false alarms: 1e-3 in all)."""
     tree = infer(conjugate, Y, method=SMC(**{"particles": 512, **VARIANTS[variant]}), chains=16)
@@ -300,6 +303,7 @@ def test_the_evidence_of_every_number_of_batches_is_the_same():
     assert abs(twice - conjugate_evidence(Y)) > 1
 
 
+@pytest.mark.slow
 def test_data_counted_twice_are_seen(monkeypatch):
     count_a_batch_twice(monkeypatch)
     executables.clear()
@@ -441,7 +445,9 @@ def test_galaxies(count, reference, error, particles):
 # -- single-run errors ---------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("options", [{"resampling": "multinomial"}, {"waste_free": 8}])
+@pytest.mark.parametrize(
+    "options", others_slow([{"resampling": "multinomial"}, {"waste_free": 8}], {"waste_free": 8})
+)
 def test_the_error_estimated_from_one_run(options):
     """Against the spread over 128 runs: a ratio within 0.7 to 1.4 (false alarms below 1e-4)."""
     tree = infer(conjugate, Y, method=SMC(particles=512, **options), chains=128, draws=1)

@@ -199,6 +199,7 @@ def test_what_is_said_of_the_stages(fixed, doubled):
     assert 0.6 * spread < at_end["log_evidence_sd"].mean() < 5 * spread
 
 
+@pytest.mark.slow
 def test_new_data_and_thresholds_compile_nothing(fixed):
     compilations.clear()
     y = simulated(25, seed=3)
