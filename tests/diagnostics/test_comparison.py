@@ -289,6 +289,7 @@ def test_refits_are_right_where_importance_sampling_is_wrong(outlier):
     assert f"{bad.sum()} refitted" in str(found)
 
 
+@pytest.mark.slow
 def test_further_refits_compile_nothing(outlier):
     again = {"refit": True}
     quiet(ppl.loo, outlier, effects, Y, **again)
@@ -549,6 +550,7 @@ def test_every_refit_is_a_step_of_the_progress(outlier, monkeypatch):
 # --- memory -------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_memory_is_that_of_a_block(monkeypatch):
     """10^5 observations at 200 draws are 160 MB of log likelihoods; a block is 16 MB."""
     n, draws = 100_000, 200

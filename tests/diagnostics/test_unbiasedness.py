@@ -179,7 +179,8 @@ def test_estimates_far_too_large_do_not_overflow():
 # -- samplers --------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", [pytest.param("tempering", marks=pytest.mark.slow), "discrete"])
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["tempering", "discrete"])
 def test_right_samplers_pass(name):
     program, options = RIGHT[name]
     found = unbiasedness(program, SMC(particles=64, **options), seed=0, runs=200)

@@ -248,6 +248,7 @@ def test_pictures_of_kernels_mark_what_fails(no_trial, tmp_path):
     assert "What fails by itself: stretch" in text
 
 
+@pytest.mark.slow
 def test_pictures_of_exact_errors(tmp_path):
     found = ppl.check(dice, np.array([0.3, 1.0]), method=cycle([Gibbs(), LocallyBalanced()]))
     (panel,) = found.plot().axes

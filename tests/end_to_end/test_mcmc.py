@@ -141,6 +141,7 @@ def test_new_data_of_the_same_shape_compile_nothing():
     assert not compilations
 
 
+@pytest.mark.slow
 def test_modes_ten_standard_deviations_apart():
     """Parallel tempering visits both; the share of draws in one is 0.7 to within 4 errors."""
 

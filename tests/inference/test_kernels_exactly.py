@@ -160,6 +160,7 @@ def test_gibbs_is_the_product_of_its_conditionals():
     np.testing.assert_allclose(matrix(Gibbs()), wanted, rtol=1e-14)
 
 
+@pytest.mark.slow
 def test_a_cycle_is_the_product_and_a_mixture_the_mean():
     one, two = block(Gibbs(), "a"), LocallyBalanced()
     p, q = matrix(one), matrix(two)

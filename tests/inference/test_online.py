@@ -72,6 +72,7 @@ def test_it_follows_the_kalman_filter():
     assert told == pytest.approx(ratios.std(ddof=1), rel=0.6)  # 20 seeds tell it to 16%
 
 
+@pytest.mark.slow
 def test_further_blocks_of_a_length_compile_nothing():
     online = OnlineFilter(model, Y[:4], method=METHOD)
     state = online.update(online.start(), Y[4])

@@ -179,6 +179,7 @@ def spread_at_likely_parameters(y, count):
         return float(np.std(jax.jit(run)(keys)))
 
 
+@pytest.mark.slow
 def test_tuned_particles():
     """400 filters measure the spread within 4%."""
     program = Program(series, (Y,))

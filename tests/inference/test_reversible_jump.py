@@ -242,6 +242,7 @@ def two_models(y):
 class TestFinitePrograms:
     """Elements from the model's own law, one site of it after the other."""
 
+    @pytest.mark.slow
     def test_birth_and_death(self):
         program = Program(urn, (np.array(1.3),))
         states = all_states(
