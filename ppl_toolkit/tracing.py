@@ -68,7 +68,8 @@ class Traced(NamedTuple):
 
         The printed jaxpr leaves out two things: the values of arrays that inner functions under
         jit have closed over, and the derivative rules of functions that have their own (which
-        matter only where the computation is differentiated).
+        matter only where the computation is differentiated). Rules that JAX has for its functions
+        follow from their jaxprs; for others the derivative is traced.
         """
         parts = [str(self.jaxpr), str(self.out_tree), *_constants(self.jaxpr)]
         if differentiable and _has_rules(self.jaxpr):

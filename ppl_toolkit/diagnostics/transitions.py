@@ -62,6 +62,10 @@ def _batches(rows: np.ndarray, most: int) -> Iterator[tuple[np.ndarray, int]]:
 def enumerated(function: Callable[..., Any], *args: Any) -> Enumerated:
     """All outcomes of ``function(key, *args)``, whose finite choices go through `randomness`.
 
+    Args:
+        function: hashable; it is compiled once for all ``args`` of the same shapes.
+        *args: arrays, in any pytree.
+
     Raises:
         MethodError: it draws real numbers, or there are too many paths.
 
