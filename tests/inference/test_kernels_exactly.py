@@ -160,6 +160,22 @@ def test_gibbs_is_the_product_of_its_conditionals():
     np.testing.assert_allclose(matrix(Gibbs()), wanted, rtol=1e-14)
 
 
+def test_batches_that_do_not_come_out_even_make_no_difference(monkeypatch):
+    """Neither of states nor of paths: what fills up the last batch does not count."""
+    kernel, log_weights = block(Gibbs(), "a"), jnp.log(jnp.array([0.1, 0.2, 0.3, 0.15, 0.25]))
+
+    def throw(key):
+        return randomness.categorical(key, log_weights)
+
+    whole, outcomes = matrix(kernel), enumerated(throw)
+    np.testing.assert_allclose(outcomes.probabilities, jnp.exp(log_weights), rtol=1e-14)
+    monkeypatch.setattr("ppl_toolkit.diagnostics.transitions._BATCH", 2)
+    np.testing.assert_allclose(matrix(kernel), whole, rtol=1e-14)
+    parts = enumerated(throw)
+    np.testing.assert_array_equal(parts.values, outcomes.values)
+    np.testing.assert_array_equal(parts.probabilities, outcomes.probabilities)
+
+
 @pytest.mark.slow
 def test_a_cycle_is_the_product_and_a_mixture_the_mean():
     one, two = block(Gibbs(), "a"), LocallyBalanced()
