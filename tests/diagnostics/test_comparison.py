@@ -267,6 +267,7 @@ def outlier():
     return run(effects, Y, seed=6, coords={"row": list("abcdef")})
 
 
+@pytest.mark.slow
 def test_refits_are_right_where_importance_sampling_is_wrong(outlier):
     """With an effect of its own, every row is influential, and row d is an outlier.
 

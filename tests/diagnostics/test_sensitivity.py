@@ -41,6 +41,7 @@ def test_weak_data():
     assert set(kinds(np.zeros(1), 30.0)) == {"weak_data"}
 
 
+@pytest.mark.slow
 def test_many_data_near_the_prior_raise_no_alarm_in_twenty_seeds():
     """200 observations: scaling the prior by 1% moves the posterior by about 1% of 1/200."""
     y = np.random.default_rng(0).normal(0.3, 1.0, 200)

@@ -208,6 +208,7 @@ def test_an_evidence_that_is_given_is_believed():
     assert off.ratio == pytest.approx(right.ratio * np.exp(-0.5))
 
 
+@pytest.mark.slow
 def test_what_cannot_be_tested_is_said():
     equal = Program(location_scale, (np.zeros(5),))  # no bound on the likelihood
     found = unbiasedness(equal, SMC(particles=64, kernel=RandomWalk()), seed=0)

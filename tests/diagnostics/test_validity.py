@@ -182,6 +182,7 @@ def test_a_right_composition_passes_with_all_its_parts():
     assert "Geweke's test: 4,000 replications of 4 turns of 3 steps" in str(found)
 
 
+@pytest.mark.slow
 def test_the_guilty_part_is_named(no_trial):
     walk = random_walk(0.5)
     kernel = cycle([mixture([block(walk, "a"), WRONG_STRETCH]), block(walk, "s")])

@@ -54,7 +54,7 @@ class TestDiscreteSitesBesideContinuousOnes:
     @pytest.mark.parametrize(
         "discrete",
         [
-            Gibbs(),
+            pytest.param(Gibbs(), marks=pytest.mark.slow),
             MetropolisedGibbs(),
             pytest.param(repeat(LocallyBalanced(), 10), marks=pytest.mark.slow),
             pytest.param(repeat(GibbsWithGradients(), 10), marks=pytest.mark.slow),

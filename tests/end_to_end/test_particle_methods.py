@@ -203,6 +203,7 @@ def test_paths_are_not_joined_to_pasts_after_which_they_cannot_be():
     assert (np.cumsum(tree["posterior"]["x"].values, 2) > -0.5).all()
 
 
+@pytest.mark.slow
 def test_discrete_latents_follow_the_forward_backward_law():
     y = np.array([0.3, 1.9, 2.2, 4.1, 3.2, 0.1, 0.8, 2.5])
     moves = 0.1 + 0.7 * np.eye(3)

@@ -87,6 +87,7 @@ def test_predictions_are_given_the_data(posterior):
         ("chain", "draw")))  # fmt: skip
 
 
+@pytest.mark.slow
 def test_type_two_maximum_likelihood_finds_the_largest_evidence():
     found = quiet(FIXED, X, Y, method="type2ml", chains=2)
     noise = found["maximum"]["noise"].values.ravel()

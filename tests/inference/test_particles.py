@@ -103,6 +103,7 @@ def conditional(finite):
     return matrix, means
 
 
+@pytest.mark.slow
 def test_a_conditional_sweep_leaves_the_smoothing_law_invariant(conditional):
     matrix, means = conditional
     phi = LAW / Z

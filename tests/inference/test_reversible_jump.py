@@ -410,7 +410,14 @@ EVERY_MOVE = {
 }
 
 
-SECOND_VARIANTS = ("ordered steps", "exchangeable steps", "ordered births", "terms", "marks")
+SECOND_VARIANTS = (
+    "split",
+    "ordered steps",
+    "exchangeable steps",
+    "ordered births",
+    "terms",
+    "marks",
+)
 
 
 @pytest.mark.usefixtures("in_float64")
@@ -485,6 +492,7 @@ class TestSplitAndMerge:
         with pytest.raises(MethodError, match="log_det is not that of the involution"):
             quiet(mixture, np.ones(3), method=MCMC(kernel), draws=1)
 
+    @pytest.mark.slow
     def test_a_merge_that_is_no_inverse_is_seen_before_the_run(self):
         good = moment_split("component", "w", "m", "s")
 

@@ -350,6 +350,7 @@ def best(y, prior=lambda phi, q: 0.0):
     return minimize(lambda u: -kalman(*at(u), y) - prior(*at(u)), np.array([2.0, -1.0]), tol=1e-9)
 
 
+@pytest.mark.slow
 def test_the_estimate_is_the_most_likely_one(climbed):
     """Within 0.02 nats in every chain, as the note has 0.004-0.012."""
     top = -best(LONG).fun
@@ -562,6 +563,7 @@ def learnt():
     return learn_proposal(Guided(guide), sharp, LONG, seed=1)
 
 
+@pytest.mark.slow
 def test_the_proposal_is_the_closest_gaussian(learnt):
     """To 0.01; other seeds are within 0.003."""
     found = [float(learnt.parameters[name]) for name in "abs"]

@@ -368,6 +368,7 @@ def test_discrete_and_continuous_sites():
         assert float(tree["posterior"]["w"].mean()) == pytest.approx(mean, abs=0.008)
 
 
+@pytest.mark.slow
 def test_all_discrete():
     """The default moves of discrete sites."""
 

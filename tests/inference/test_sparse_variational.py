@@ -244,6 +244,7 @@ Y = (X[:, 0] * X[:, 1] > 0).astype(int) + (X[:, 0] > 0.8)
 Z = X[::3]
 
 
+@pytest.mark.slow
 def test_minibatches_give_unbiased_bounds_and_gradients():
     """Means over 2000 keys with 8 of 24 rows and with all, 4.5 standard errors apart at most. The
     kernel has one parameter u, the log of the basis' length."""

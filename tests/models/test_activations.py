@@ -117,6 +117,7 @@ def test_prices_theorem(name):
     np.testing.assert_allclose(slopes[0, 0], values[1], rtol=1e-13, atol=1e-14)
 
 
+@pytest.mark.slow
 def test_the_heat_equation():
     """The derivative of E[phi phi] by q1 is E[phi'' phi] / 2: here with phi'' written out."""
     s, q1, q2 = pairs()

@@ -273,7 +273,11 @@ CONVOLUTIONAL = {
 
 
 @pytest.mark.parametrize(
-    ("networks", "x", "first"), [(DENSE, X1, 6), (CONVOLUTIONAL, IMAGES, 3)], ids=["dense", "conv"]
+    ("networks", "x", "first"),
+    [
+        pytest.param(DENSE, X1, 6, id="dense"),
+        pytest.param(CONVOLUTIONAL, IMAGES, 3, marks=pytest.mark.slow, id="conv"),
+    ],
 )
 def test_loops_over_positions_agree(networks, x, first):
     """A matrix among the inputs, and one between the first and the others."""
