@@ -127,6 +127,7 @@ def test_equals_arviz_for_autocorrelated_draws_of_any_number_of_chains_and_dims(
         assert ours.r_eff == 1.0 if chains == 1 else ours.r_eff < 0.5
 
 
+@pytest.mark.slow
 def test_the_model_gives_what_the_group_gives(schools, line, fits, monkeypatch):
     """In one block, in many with a last one that is not full, and one by one."""
     x, y = line

@@ -48,6 +48,7 @@ def test_coverage_and_p_values_by_enumeration():
         assert p_value(c, size, z) == pytest.approx(exact, abs=1e-10)
 
 
+@pytest.mark.slow
 def test_p_values_are_uniform_or_conservative():
     """1000 sets of uniform ranks: P(p <= a) <= a, with 4 standard errors of room."""
     rng = np.random.default_rng(0)

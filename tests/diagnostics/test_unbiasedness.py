@@ -191,6 +191,7 @@ def test_right_samplers_pass(name):
 
 
 @pytest.mark.parametrize("name", ["a batch twice"])
+@pytest.mark.slow
 def test_mistakes_are_seen(name, mistaken):
     mistake, options = MISTAKES[name]
     mistaken(mistake)

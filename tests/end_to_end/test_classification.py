@@ -84,6 +84,7 @@ def test_a_second_call_of_the_same_shape_compiles_nothing(fit):
     assert not compilations
 
 
+@pytest.mark.slow
 def test_pieces_of_a_run_and_refits(fit, tmp_path):
     part = quiet(MODEL, X, Y, **OPTIONS, draws=20, chunk=7, store=tmp_path / "run.zarr")
     more = quietly(ppl.extend, part.load(), MODEL, X, Y, draws=580, method=METHOD, inducing=Z)

@@ -139,6 +139,7 @@ def test_scans_that_run_backwards(method):
     assert np.max(np.abs(x.std(0) - np.sqrt(np.diag(cov)))) < 0.1
 
 
+@pytest.mark.slow
 def test_series_that_remember_two_steps_are_replayed():
     mean, cov, _ = gaussian(Y, [0.5, 0.3])
     tree = quiet(two_lags, Y, method=ParticleGibbs(particles=32), draws=1500, warmup=50, seed=1)
@@ -185,6 +186,7 @@ def test_missing_observations_are_passed_over(way, proposal):
     assert abs(ratio.mean() - 1) < 4.5 * ratio.std(ddof=1) / 4 < 0.6
 
 
+@pytest.mark.slow
 def test_paths_are_not_joined_to_pasts_after_which_they_cannot_be():
     """There the law of the next step has impossible parameters, and its density is NaN."""
 

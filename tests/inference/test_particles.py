@@ -298,6 +298,7 @@ def test_observations_before_the_move_are_looked_ahead_to_perfectly():
     np.testing.assert_allclose(np.asarray(weights), -np.log(16), atol=1e-12)
 
 
+@pytest.mark.slow
 def test_a_constant_factor_shifts_the_evidence_alone():
     def shifted(y, c):
         def step(x, y_t):

@@ -480,6 +480,7 @@ class TestSplitAndMerge:
         assert np.all(np.abs(share.mean(axis=1) - 1 / 3) < np.maximum(6 * se, 0.012)), share
         assert json.loads(found.attrs["moves"])[:2] == ["split", "merge"]
 
+    @pytest.mark.slow
     def test_a_missing_jacobian_is_seen_before_the_run(self):
         @dataclasses.dataclass(frozen=True)
         class Forgetful(SplitMerge):
@@ -837,6 +838,7 @@ def test_masked_plates_survive_an_enumeration_by_funsor():
     assert [plate.name for plate in Program(clusters, (np.ones(2),)).layout.plates] == ["cluster"]
 
 
+@pytest.mark.slow
 def test_parents_see_active_elements_only():
     """Without data: the parent keeps its prior whatever k does, and k its own."""
 

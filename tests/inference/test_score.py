@@ -286,7 +286,8 @@ def exact_score():
     return slope(lambda u: kalman(*at(u), SHORT), POINT)
 
 
-@pytest.mark.parametrize("smoothing", ["sweep", pytest.param("filter", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("smoothing", ["sweep", "filter"])
 def test_the_score_is_the_slope_of_the_kalman_likelihood(smoothing):
     """|z| <= 4.5, each wrongly fails with probability 7e-6. Sweeps of 8 particles that begin at
     exact paths are unbiased; filters of 200 have a bias O(T / N), here below 0.02."""

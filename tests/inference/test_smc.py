@@ -382,6 +382,7 @@ def test_all_discrete():
     assert agrees(tree, evidences(exact)[0], 0.05)
 
 
+@pytest.mark.slow
 def test_particles_without_likelihood_weigh_nothing():
     """A hard constraint that a tenth of the prior obeys."""
 
@@ -532,6 +533,7 @@ def test_new_data_compile_nothing():
     assert compilations == []
 
 
+@pytest.mark.slow
 def test_float32():
     tree = infer(conjugate, Y, method=SMC(particles=512), chains=16, precision="float32")
     assert tree["posterior"]["m"].dtype == np.float32
