@@ -107,10 +107,10 @@ def test_signs():
 
 
 def test_quadrature():
-    network = mlp(2, Elementwise(jnp.tanh, 60), weight_std=0.6, bias_std=0.3)
-    assert max(errors(network, X1, X2)) < 1e-8
-    # An input with itself: its grid is less accurate there than our single sum of 100 terms.
-    assert max(errors(network, X1)) < 1e-6
+    """With 60 nodes each, ours has errors of 5e-10 and its grid errors of 1e-8."""
+    network = mlp(2, Elementwise(jnp.tanh, 100), weight_std=0.6, bias_std=0.3)
+    assert max(errors(network, X1, X2)) < 1e-10
+    assert max(errors(network, X1)) < 1e-10
 
 
 BRANCH = Serial(GELU(), Dense(1.1, 0.2), LayerNorm(), Erf(), Dense(0.7, 0.1))
