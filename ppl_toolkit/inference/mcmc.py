@@ -32,11 +32,20 @@ _BIASED = (
 
 
 class Settings(NamedTuple):
-    """Options that are arguments of the compiled program."""
+    """Options that are arguments of the compiled program.
+
+    Attributes:
+        radius: of random starts.
+        schedule: of the warm-up.
+        layout: of the masked plates.
+        order: where in a flat position the elements of all sites are, by the sites' names.
+        given: values of sites that stay as they are.
+    """
 
     radius: Any
     schedule: Schedule
     layout: Layout
+    order: Any
     given: dict[str, Any] = {}  # noqa: RUF012 (never changed)
 
 
@@ -171,7 +180,11 @@ class MCMC:
 
     def settings(self, program: Any, warmup: int) -> Settings:
         radius = np.asarray(self.init_radius, program.precision)
-        return Settings(radius, schedule(warmup), program.layout, held(program, self.given))
+        own = sorted(program.continuous, key=lambda site: site.name)
+        places = [site.offset + np.arange(site.unconstrained_size) for site in own]
+        order = np.concatenate([np.zeros(0, int), *places])
+        given = held(program, self.given)
+        return Settings(radius, schedule(warmup), program.layout, order, given)
 
     def _bound(self, target: Any, position: Position, stage: Stage, layout: Layout) -> Kernel:
         return self.kernel.bind(self._target(target, position, layout), stage)
@@ -194,11 +207,12 @@ class MCMC:
         def draw(number: Any) -> dict[str, Any]:
             key_prior, key_radius = random.split(random.fold_in(key_position, number))
             position = target.start_position(key_prior)
-            real = [name for name, x in position.items() if jnp.issubdtype(x.dtype, jnp.floating)]
+            real = [n for n in sorted(position) if jnp.issubdtype(position[n].dtype, jnp.floating)]
             sizes = [position[name].size for name in real]
             uniform = random.uniform(key_radius, flat.shape, flat.dtype, -1.0, 1.0)
             parts = jnp.split(
-                jnp.where(given, flat, settings.radius * uniform), np.cumsum(sizes)[:-1]
+                jnp.where(given, flat[settings.order], settings.radius * uniform),
+                np.cumsum(sizes)[:-1],
             )
             parts = parts[: len(real)]  # jnp.split gives one part of no sites
             fresh = {n: p.reshape(position[n].shape) for n, p in zip(real, parts, strict=True)}

@@ -73,6 +73,16 @@ class TestDiscreteSitesBesideContinuousOnes:
         assert found["z"].shape == (4, 1000, 30)
         assert found["z"].dtype.kind == "i"
 
+    def test_chains_begin_where_they_are_told(self):
+        """Site by site, whatever the order of their names: z is drawn first, given the others."""
+        method = MCMC(cycle([block(Gibbs(), "z"), block(NUTS(), ["w", "first", "second"])]))
+        start = {"w": 0.6, "first": -2.0, "second": np.array([3.0, 3.1, 3.2, 3.3])}
+        begun = quiet(mixed, Y, method=method, init=start, draws=1, warmup=0)["posterior"]
+        odds = np.log(0.6 / 0.4) - 0.5 * (Y - 3.0) ** 2 + 0.5 * (Y + 2.0) ** 2
+        clear = np.abs(odds) > 12.0  # a wrong z has a probability below 1e-5
+        assert clear.sum() > 10
+        assert np.all(np.asarray(begun["z"])[..., clear] == (odds > 0.0)[clear])
+
     def test_predictions_use_the_draws_of_z(self):
         tree = quiet(mixed, Y, method=MCMC(spec(Gibbs())), seed=1, draws=200)
         predicted = ppl.predict(tree, mixed, Y)["posterior_predictive"]["y"]
