@@ -35,11 +35,16 @@ def start_at(density, q, p):
     return Phase(Point(jnp.asarray(q), value, gradient), jnp.asarray(p))
 
 
+def inverse_of(kind, dim=3):
+    if kind == "diagonal":
+        return np.diag(np.linspace(0.5, 2.0, dim))
+    root = np.random.default_rng(1).normal(size=(dim, dim))
+    return root @ root.T + np.eye(dim)
+
+
 def metric_of(kind, dim=3):
-    if kind == "dense":
-        root = np.random.default_rng(1).normal(size=(dim, dim))
-        return Metric.of(jnp.asarray(root @ root.T + np.eye(dim)))
-    return Metric.of(jnp.asarray(np.linspace(0.5, 2.0, dim)))
+    inverse = inverse_of(kind, dim)
+    return Metric.of(jnp.asarray(inverse if kind == "dense" else np.diag(inverse)))
 
 
 @pytest.mark.parametrize("kind", ["diagonal", "dense"])
@@ -75,18 +80,18 @@ class TestLeapfrog:
             end = z
             for _ in range(steps):
                 end = leapfrog(gradient, metric, 1.0 / steps, end)
-            errors.append(abs(float(hmc._energy(metric, end) - hmc._energy(metric, z))))
+            errors.append(abs(float(hmc._energy(end) - hmc._energy(z))))
         assert 3.8 < errors[0] / errors[1] < 4.2
 
 
 @pytest.mark.parametrize("kind", ["diagonal", "dense"])
-def test_momenta_have_the_inverse_of_the_inverse_mass_as_covariance(kind):
+def test_the_coordinates_are_those_of_the_inverse_mass_matrix(kind):
+    """With x = L z and M^-1 = L L^T, momenta p = L^-T z' move x by M^-1 p."""
     metric = metric_of(kind)
-    columns = jax.vmap(metric.momentum)(jnp.eye(3))
-    inverse = np.diag(metric.inverse) if kind == "diagonal" else metric.inverse
-    np.testing.assert_allclose(columns.T @ columns, np.linalg.inv(inverse), rtol=1e-10)
+    inverse = inverse_of(kind)
     p = jnp.asarray([1.0, -2.0, 0.5])
-    np.testing.assert_allclose(metric.velocity(p), inverse @ p, rtol=1e-12)
+    np.testing.assert_allclose(metric.velocity(metric.force(p)), inverse @ p, rtol=1e-12)
+    np.testing.assert_allclose(metric.scales(), np.sqrt(np.diag(inverse)), rtol=1e-12)
 
 
 def orbit(density, metric, step, z, size):
@@ -98,13 +103,18 @@ def orbit(density, metric, step, z, size):
     return points
 
 
-def turns_by_definition(points, metric):
-    """Index of the first leaf at which some complete binary subtree ending there has turned."""
-    momenta = np.array([z.momentum for z in points])
+def turns_by_definition(points, kind):
+    """Index of the first leaf at which some complete binary subtree ending there has turned.
+
+    The definition has momenta of law N(0, M) and velocities M^-1 p.
+    """
+    inverse = inverse_of(kind)
+    root = np.linalg.inv(np.linalg.cholesky(inverse))  # p = L^-T z
+    momenta = np.array([z.momentum for z in points]) @ root
 
     def turned(first, last):
         left, right = momenta[first], momenta[last]
-        span = metric.velocity(jnp.asarray(momenta[first : last + 1].sum(0) - (left + right) / 2))
+        span = inverse @ (momenta[first : last + 1].sum(0) - (left + right) / 2)
         return left @ span <= 0 or right @ span <= 0
 
     for last in range(len(points)):
@@ -131,23 +141,23 @@ def test_the_iterative_tree_stops_where_the_recursive_definition_does(density, k
     gradient = jax.value_and_grad(density)
     grow = jax.jit(
         lambda key, z, step: hmc._subtree(
-            key, gradient, metric, step, z, hmc._energy(metric, z), jnp.int32(2**depth), depth
+            key, gradient, metric, step, z, hmc._energy(z), jnp.int32(2**depth), depth
         )
     )
     rng = np.random.default_rng(5)
     stops = []
     for number in range(60):
         step = rng.choice([-1, 1]) * rng.uniform(0.02, 0.25)
-        z = start_at(density, rng.normal(size=3), metric.momentum(jnp.asarray(rng.normal(size=3))))
+        z = start_at(density, rng.normal(size=3), rng.normal(size=3))
         leaves, _ = grow(jax.random.key(number), z, step)
         points = orbit(density, metric, step, z, 2**depth)
-        stop = turns_by_definition(points, metric)
+        stop = turns_by_definition(points, kind)
         stops.append(stop)
         count = 2**depth if stop is None else stop + 1
         assert int(leaves.size) == count
         assert bool(leaves.turning) == (stop is not None)
-        energies = np.array([float(hmc._energy(metric, p)) for p in points[:count]])
-        errors = energies - float(hmc._energy(metric, z))
+        energies = np.array([float(hmc._energy(p)) for p in points[:count]])
+        errors = energies - float(hmc._energy(z))
         np.testing.assert_allclose(leaves.log_weight, np.logaddexp.reduce(-errors), rtol=1e-9)
         np.testing.assert_allclose(
             leaves.momentum_sum, sum(np.asarray(p.momentum) for p in points[:count]), atol=1e-9
@@ -161,21 +171,21 @@ def test_the_point_of_a_subtree_is_chosen_with_probability_proportional_to_its_w
     metric = metric_of("diagonal")
     gradient = jax.value_and_grad(quartic)
     z = start_at(quartic, np.array([2.1, 2.1, 0.4]), np.array([0.4, -1.9, 0.3]))
-    step, energy = 0.24, hmc._energy(metric, z)
+    step, energy = 0.24, hmc._energy(z)
     keys = jax.random.split(jax.random.key(0), 20_000)
     points = orbit(quartic, metric, step, z, 8)
-    assert turns_by_definition(points, metric) is None
+    assert turns_by_definition(points, "diagonal") is None
     leaves, _ = jax.jit(
         jax.vmap(lambda k: hmc._subtree(k, gradient, metric, step, z, energy, jnp.int32(8), 3))
     )(keys)
     positions = np.array([p.point.position for p in points])
     chosen = np.linalg.norm(leaves.chosen.position[:, None] - positions, axis=-1).argmin(axis=1)
-    weights = np.exp(-np.array([float(hmc._energy(metric, p)) for p in points]))
+    weights = np.exp(-np.array([float(hmc._energy(p)) for p in points]))
     expected = weights / weights.sum()
     assert expected.max() / expected.min() > 1.5, "the weights must be unequal"
     counts = np.bincount(chosen, minlength=8)
     assert stats.chisquare(counts, expected * len(keys)).pvalue > 1e-4
-    energies = np.array([float(hmc._energy(metric, p)) for p in points])
+    energies = np.array([float(hmc._energy(p)) for p in points])
     np.testing.assert_allclose(leaves.energy, energies[chosen], rtol=1e-12)
 
 

@@ -9,7 +9,6 @@ from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
-from jax.scipy.linalg import solve_triangular
 from jaxtyping import Array, Bool, Float, Int
 
 __all__ = ["DualAveraging", "Metric", "Moments", "Schedule", "schedule"]
@@ -88,39 +87,39 @@ class Moments(NamedTuple):
 
 
 class Metric(NamedTuple):
-    """An inverse mass matrix, diagonal (D,) or dense (D, D).
+    """Coordinates z of a chain in which momenta are N(0, I): x = x_0 + L z.
 
-    Momenta are N(0, inverse^-1); velocities are inverse @ momentum.
+    The inverse mass matrix is L L^T.
 
     Attributes:
-        inverse: of the mass matrix.
-        scale: turns standard normal noise into momenta: the square roots of a diagonal ``inverse``,
-            which divide it, or L^-1 for a dense one, inverse = L L^T. (Solving with L instead would
-            cost many chains in lock step ten times as much as all else.)
+        factor: L, lower triangular (D, D), or its diagonal (D,).
     """
 
-    inverse: Float[Array, " D"] | Float[Array, "D D"]
-    scale: Float[Array, " D"] | Float[Array, "D D"]
+    factor: Float[Array, " D"] | Float[Array, "D D"]
 
     @classmethod
     def of(cls, inverse: Float[Array, " D"] | Float[Array, "D D"]) -> Metric:
-        if inverse.ndim == 1:
-            return cls(inverse, jnp.sqrt(inverse))
-        one = jnp.eye(inverse.shape[0], dtype=inverse.dtype)
-        return cls(inverse, solve_triangular(jnp.linalg.cholesky(inverse), one, lower=True))
+        """By the inverse mass matrix, or its diagonal."""
+        return cls(jnp.sqrt(inverse) if inverse.ndim == 1 else jnp.linalg.cholesky(inverse))
 
     @classmethod
     def identity(cls, like: Float[Array, " D"], dense: bool) -> Metric:
         ones = jnp.ones_like(like)
-        one = jnp.diag(ones) if dense else ones
-        return cls(one, one)
+        return cls(jnp.diag(ones) if dense else ones)
 
     def velocity(self, momentum: Float[Array, " D"]) -> Float[Array, " D"]:
-        return self.inverse * momentum if self.inverse.ndim == 1 else self.inverse @ momentum
+        """Of a position whose coordinates move with ``momentum``."""
+        return self.factor * momentum if self.factor.ndim == 1 else self.factor @ momentum
 
-    def momentum(self, noise: Float[Array, " D"]) -> Float[Array, " D"]:
-        """Standard normal ``noise`` turned into a momentum."""
-        return noise / self.scale if self.inverse.ndim == 1 else noise @ self.scale
+    def force(self, gradient: Float[Array, " D"]) -> Float[Array, " D"]:
+        """The gradient with respect to z."""
+        return self.factor * gradient if self.factor.ndim == 1 else gradient @ self.factor
+
+    def scales(self) -> Float[Array, " D"]:
+        """The length by which every element of x changes with a unit of z."""
+        if self.factor.ndim == 1:
+            return self.factor
+        return jnp.sqrt(jnp.sum(self.factor**2, 1))
 
 
 class Schedule(NamedTuple):

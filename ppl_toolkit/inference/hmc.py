@@ -55,7 +55,7 @@ class Point(NamedTuple):
 
 
 class Phase(NamedTuple):
-    """A point with a momentum."""
+    """A point with a momentum of the metric's coordinates, where its law is N(0, I)."""
 
     point: Point
     momentum: Vector
@@ -91,15 +91,14 @@ def _where(condition: Any, new: Any, old: Any) -> Any:
 
 def leapfrog(gradient: Gradient, metric: Metric, step: Scalar, z: Phase) -> Phase:
     """One leapfrog step of length ``step`` (negative steps run backwards): one gradient."""
-    half = z.momentum + 0.5 * step * z.point.gradient
+    half = z.momentum + 0.5 * step * metric.force(z.point.gradient)
     position = z.point.position + step * metric.velocity(half)
     log_density, grad = gradient(position)
-    return Phase(Point(position, log_density, grad), half + 0.5 * step * grad)
+    return Phase(Point(position, log_density, grad), half + 0.5 * step * metric.force(grad))
 
 
-def _energy(metric: Metric, z: Phase) -> Scalar:
-    kinetic = 0.5 * jnp.dot(z.momentum, metric.velocity(z.momentum))
-    energy = kinetic - z.point.log_density
+def _energy(z: Phase) -> Scalar:
+    energy = 0.5 * jnp.dot(z.momentum, z.momentum) - z.point.log_density
     return jnp.where(jnp.isnan(energy), jnp.inf, energy)
 
 
@@ -110,9 +109,9 @@ def hmc_transition(
     key_momentum, key_accept = random.split(key)
     dtype = point.position.dtype
     noise = random.normal(key_momentum, point.position.shape, dtype)
-    start = Phase(point, metric.momentum(noise))
+    start = Phase(point, noise)
     end = lax.fori_loop(0, steps, lambda _, z: leapfrog(gradient, metric, step, z), start)
-    before, after = _energy(metric, start), _energy(metric, end)
+    before, after = _energy(start), _energy(end)
     error = after - before
     accepted = jnp.log(random.uniform(key_accept, (), dtype)) < -error
     stats = {
@@ -139,9 +138,9 @@ class _Leaves(NamedTuple):
     worst: Scalar  # energy error of largest size
 
 
-def _turning(metric: Metric, left: Vector, right: Vector, total: Vector) -> Bool[Array, ""]:
+def _turning(left: Vector, right: Vector, total: Vector) -> Bool[Array, ""]:
     """The generalised U-turn criterion, with the end points counted half (trapezoid)."""
-    span = metric.velocity(total - 0.5 * (left + right))
+    span = total - 0.5 * (left + right)
     return (jnp.dot(left, span) <= 0.0) | (jnp.dot(right, span) <= 0.0)
 
 
@@ -179,7 +178,7 @@ def _subtree(
         leaves, z, bar, momenta, sums = carry
         n = leaves.size
         z = leapfrog(gradient, metric, step, z)
-        energy = _energy(metric, z)
+        energy = _energy(z)
         error = energy - energy_0
         log_weight = jnp.logaddexp(leaves.log_weight, -error)
         chosen_now = log_weight > bar
@@ -203,7 +202,7 @@ def _subtree(
             def turn(carry: tuple) -> tuple:
                 row, _ = carry
                 first = momenta[row]
-                return row - 1, _turning(metric, first, z.momentum, total - sums[row] + first)
+                return row - 1, _turning(first, z.momentum, total - sums[row] + first)
 
             _, turned = lax.while_loop(
                 lambda c: (c[0] > depth - closed) & ~c[1], turn, (depth, jnp.asarray(False))
@@ -239,8 +238,8 @@ def nuts_transition(
     key_momentum, key_way, key_merge, key_leaf = random.split(key, 4)
     dtype = point.position.dtype
     noise = random.normal(key_momentum, point.position.shape, dtype)
-    start = Phase(point, metric.momentum(noise))
-    energy_0 = _energy(metric, start)
+    start = Phase(point, noise)
+    energy_0 = _energy(start)
     ways = random.bits(key_way, (), jnp.uint32)
     log_uniforms = jnp.log(random.uniform(key_merge, (max_depth,), dtype))
     zero = jnp.zeros((), dtype)
@@ -276,7 +275,7 @@ def nuts_transition(
             energy=jnp.where(moved, subtree.energy, tree.energy),
             log_weight=jnp.logaddexp(tree.log_weight, subtree.log_weight),
             momentum_sum=total,
-            turning=subtree.turning | _turning(metric, left.momentum, right.momentum, total),
+            turning=subtree.turning | _turning(left.momentum, right.momentum, total),
             diverging=subtree.diverging,
             acceptance=tree.acceptance + subtree.acceptance,
             size=tree.size + subtree.size,
@@ -373,7 +372,6 @@ class _Hamiltonian(Spec):
         position, given = start
         gradient = jax.value_and_grad(target.log_density)
         dtype, shape = position.dtype, position.shape
-        metric = Metric.identity(position, dense=False)
         key_point, key_momentum = random.split(key)
         momentum = random.normal(key_momentum, shape, dtype)
         zero = jnp.zeros((), dtype)
@@ -384,12 +382,12 @@ class _Hamiltonian(Spec):
             first = jnp.where(given, position, settings.radius * draw)
             step = jnp.exp(s.log_step)
             half = s.momentum + 0.5 * step * s.point.gradient
-            probe = jnp.where(s.found, s.point.position + step * metric.velocity(half), first)
+            probe = jnp.where(s.found, s.point.position + step * half, first)
             log_density, grad = gradient(probe)
             new = Point(probe, log_density, grad)
             finite = jnp.isfinite(log_density) & jnp.all(jnp.isfinite(grad))
             end = Phase(new, half + 0.5 * step * grad)
-            error = _energy(metric, end) - _energy(metric, Phase(s.point, s.momentum))
+            error = _energy(end) - _energy(Phase(s.point, s.momentum))
             way = jnp.where(-error > jnp.log(0.8), 1.0, -1.0).astype(dtype)
             crossed = (s.way != 0.0) & (way != s.way)
             searching = s.found & ~crossed
@@ -454,18 +452,13 @@ class _Hamiltonian(Spec):
             gathered = _where(plan.collects(index), moments.update(point.position), moments)
 
             def renew() -> tuple[DualAveraging, Metric, Moments]:
-                inverse = gathered.regularised()
-                diagonals = [
-                    m if m.ndim == 1 else jnp.diagonal(m) for m in (metric.inverse, inverse)
-                ]
+                new = Metric.of(gathered.regularised())
                 # A step stable under the old metric is stable under the new one up to the
                 # largest change of scale; dual averaging then starts from there.
-                rescaled = renewed.log_average + 0.5 * jnp.max(
-                    jnp.log(diagonals[0]) - jnp.log(diagonals[1])
-                )
+                change = jnp.max(jnp.log(metric.scales()) - jnp.log(new.scales()))
                 return (
-                    DualAveraging.start(rescaled),
-                    Metric.of(inverse),
+                    DualAveraging.start(renewed.log_average + change),
+                    new,
                     Moments.start(point.position, self.metric == "dense"),
                 )
 

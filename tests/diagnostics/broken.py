@@ -42,7 +42,7 @@ class HalfStepAccept(HMC):
     def transition(self, key, point, gradient, metric, step):
         key_momentum, key_accept = random.split(key)
         noise = random.normal(key_momentum, point.position.shape, point.position.dtype)
-        start = Phase(point, metric.momentum(noise))
+        start = Phase(point, noise)
 
         def end(step):
             return lax.fori_loop(
@@ -50,7 +50,7 @@ class HalfStepAccept(HMC):
             )
 
         proposed = end(step)
-        error = _energy(metric, end(0.5 * step)) - _energy(metric, start)
+        error = _energy(end(0.5 * step)) - _energy(start)
         accepted = jnp.log(random.uniform(key_accept, ())) < -error
         stats = {
             "acceptance_rate": jnp.minimum(1.0, jnp.exp(-error)),
