@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
-__all__ = ["DualAveraging", "Metric", "Moments", "Schedule", "schedule"]
+__all__ = ["DualAveraging", "LowRank", "Metric", "Moments", "Schedule", "schedule"]
 
 _MAX_WINDOWS = 24
 _LEAST_WARMUP = 20
@@ -120,6 +120,31 @@ class Metric(NamedTuple):
         if self.factor.ndim == 1:
             return self.factor
         return jnp.sqrt(jnp.sum(self.factor**2, 1))
+
+
+class LowRank(NamedTuple):
+    """Coordinates x = x_0 + S (I + U diag(a) U^T) z: scales, and a few directions stretched.
+
+    Attributes:
+        scale: the diagonal of S, (D,).
+        directions: the rows of U^T, orthonormal or zero, (K, D).
+        stretch: a, (K,): by how much the lengths along the directions exceed one.
+    """
+
+    scale: Float[Array, " D"]
+    directions: Float[Array, "K D"]
+    stretch: Float[Array, " K"]
+
+    def _stretched(self, z: Float[Array, " D"]) -> Float[Array, " D"]:
+        return z + jnp.sum((self.stretch * jnp.sum(self.directions * z, 1))[:, None] * self.directions, 0)
+
+    def velocity(self, momentum: Float[Array, " D"]) -> Float[Array, " D"]:
+        """Of a position whose coordinates move with ``momentum``."""
+        return self.scale * self._stretched(momentum)
+
+    def force(self, gradient: Float[Array, " D"]) -> Float[Array, " D"]:
+        """The gradient with respect to z."""
+        return self._stretched(self.scale * gradient)
 
 
 class Schedule(NamedTuple):
