@@ -51,7 +51,12 @@ _CHUNK_SECONDS = 0.5
 
 
 class Block(NamedTuple):
-    """The draws of one chunk: arrays of shape (chain, draw, ...) by name."""
+    """The draws of one chunk: arrays of shape (chain, draw, ...) by name.
+
+    Attributes:
+        values: sites; in warm-up what chains are pooled by, where the method does so.
+        stats: statistics of the sampler.
+    """
 
     values: dict[str, np.ndarray]
     stats: dict[str, np.ndarray]
@@ -144,6 +149,7 @@ class Engine:
                 *inputs, seed, chains, structure.state, index, index, np.bool_(True),
             )  # fmt: skip
             self._avals["refresh"] = (*inputs, structure.state)
+        self.pools = hasattr(method, "pool")
 
     # -- the functions that are compiled ----------------------------------------------------
 
@@ -216,12 +222,12 @@ class Engine:
     def _advance(
         self, consts: Any, data: Any, settings: Any, seed: Any, chains: Any, states: Any,
         index: Any, count: Any, collect: Any,
-    ) -> tuple[Any, Any, Any]:  # fmt: skip
+    ) -> tuple[Any, Any, Any, Any]:  # fmt: skip
         """Run ``count`` <= rows iterations from iteration ``index`` on.
 
         Returns:
-            The states; the values by site and the statistics, both in buffers (lane, row, ...)
-            of which the first ``count`` rows hold.
+            The states; the values by site, the statistics and, of methods that pool their chains,
+            the draws, all in buffers (lane, row, ...) of which the first ``count`` rows hold.
         """
         step = functools.partial(self._piece("step"), consts, data, settings, seed, chains)
         value = functools.partial(self._piece("values"), consts, data)
@@ -254,7 +260,22 @@ class Engine:
             lambda c: (c[0] < count) & collect, evaluate, (zero, buffers(values))
         )
         rows_second = functools.partial(jax.tree.map, lambda x: jnp.moveaxis(x, 0, 1))
-        return states, rows_second(values), rows_second(stats)
+        pooled = rows_second(draws) if self.pools else ()
+        return states, rows_second(values), rows_second(stats), pooled
+
+    def pooled_at(self, state: Any, warmup: int) -> int:
+        """The iteration after which chains are pooled next, or warm-up ends."""
+        return self.method.pooled_at(state) or warmup if self.pools else warmup
+
+    def after(self, state: Any, index: int, warmup: int) -> int:
+        """The iteration that follows ``index``: the first draw if warm-up is over early."""
+        return warmup if self.pools and self.method.pooled_at(state) == 0 else index
+
+    def pool(self, state: Any, segment: Sequence[Block], index: int, warmup: int) -> Any:
+        """The state of all chains after a segment of warm-up, by the method."""
+        block = _joined(segment, 1)
+        drawn = jax.tree.unflatten(jax.tree.structure(self.structure.draw), block.values.values())
+        return self.method.pool(state, drawn, block.stats, index, warmup)
 
     def no_draws(self, chains: int) -> Block:
         """A block of the right shapes and types with no draws in it."""
@@ -326,10 +347,13 @@ class _Unit:
         )
         self.state: Any = None
 
+    def _filled(self, rows: np.ndarray) -> np.ndarray:
+        """One row per lane from one row per chain of this unit."""
+        return np.concatenate([rows, np.repeat(rows[-1:], self.engine.lanes - len(rows), 0)])
+
     def _padded(self, x: np.ndarray) -> np.ndarray:
         """One row per lane from one row per chain of the whole run."""
-        rows = np.asarray(x)[list(self.chains)]
-        return np.concatenate([rows, np.repeat(rows[-1:], self.engine.lanes - len(rows), 0)])
+        return self._filled(np.asarray(x)[list(self.chains)])
 
     def init(
         self, positions: np.ndarray, given: np.ndarray, starts: np.ndarray | None = None
@@ -346,7 +370,12 @@ class _Unit:
         self.inputs = (consts, jax.device_put(tuple(data), self.device), *rest)
 
     def restore(self, states: Any) -> None:
+        """The state from that of all chains of the run."""
         self.state = jax.device_put(jax.tree.map(self._padded, states), self.device)
+
+    def place(self, states: Any) -> None:
+        """The state from that of this unit's chains."""
+        self.state = jax.device_put(jax.tree.map(self._filled, states), self.device)
 
     def refresh(self) -> None:
         call = self.engine.function("refresh", self.device)
@@ -361,21 +390,33 @@ class _Unit:
         blocks, lanes = [], len(self.chains)
         while count:
             rows = min(count, self.engine.rows)
-            self.state, values, stats = call(
+            self.state, values, stats, draws = call(
                 *self.inputs, self.state, np.int32(index), np.int32(rows), np.bool_(collect)
             )
+            if not collect:
+                values = {str(number): leaf for number, leaf in enumerate(jax.tree.leaves(draws))}
 
             def take(x: Any, rows: int = rows) -> np.ndarray:
                 return np.array(np.asarray(x)[:lanes, :rows])
 
             blocks.append(
                 Block(
-                    {k: take(v) for k, v in values.items()} if collect else {},
+                    {k: take(v) for k, v in values.items()},
                     {k: take(v) for k, v in stats.items()},
                 )
             )
             index, count = index + rows, count - rows
         return blocks
+
+    def warm(self, warmup: int) -> None:
+        """All of a warm-up, by the chains of this unit alone."""
+        index = 0
+        while index < warmup:
+            end = self.engine.pooled_at(self.state, warmup)
+            blocks = self.advance(index, end - index, collect=False)
+            if self.engine.pools:
+                self.place(self.engine.pool(self.host_state(), blocks, end, warmup))
+            index = self.engine.after(self.state, end, warmup)
 
 
 def _joined(blocks: Sequence[Block], axis: int) -> Block:
@@ -492,26 +533,36 @@ class Run:
         to ``sink``, the state is committed and ``progress`` told. Ctrl-C ends the run after the
         current chunk; an exception, or a second Ctrl-C, ends it without that chunk. What was drawn
         before stays, with the state that belongs to it.
+
+        Where the method pools its chains, warm-up is committed segment by segment, and may end
+        early: the iterations left out are never run, so that draws have the same keys.
         """
         iteration, length = start, chunk or 16
         most = max(1, _CHUNK_BYTES // (self.engine.row_bytes * self.chains))
         seconds = {"warmup": 0.0, "sampling": 0.0}
         steps, error = warmup_steps, None
+        segment: list[Block] = []
+        begun = iteration, steps, [unit.state for unit in self.units]
         with _workers(self.threads) as pool, _Interrupts() as stop:
             while iteration < total and not stop.requested:
                 collect = iteration >= warmup
-                count = min(length, (total if collect else warmup) - iteration)
+                end = total
+                if not collect:
+                    end = self.engine.pooled_at(self.units[0].state, warmup)
+                count = min(length, end - iteration)
                 begin = time.perf_counter()
                 states = [unit.state for unit in self.units]
                 try:
                     parts = self._each(pool, _advance_work(iteration, count, collect))
                     block = _joined([_joined(blocks, 1) for blocks in parts], 0)
-                    done = steps
+                    done, then = steps, iteration + count
                     if collect:
                         sink.append(block)
                     else:
                         done += int(np.sum(block.stats.get("n_steps", 0)))
-                    sink.commit(self.state, iteration + count, done)
+                        then = self._pooled(segment, block, then, end, warmup)
+                    if not segment:
+                        sink.commit(self.state, then, done)
                 except (Exception, KeyboardInterrupt) as problem:
                     concurrent.futures.wait(self._running)  # units still under way change states
                     for unit, state in zip(self.units, states, strict=True):
@@ -522,7 +573,9 @@ class Run:
                         error = problem
                     sink.rollback()
                     break
-                iteration, steps = iteration + count, done
+                iteration, steps = then, done
+                if not segment:
+                    begun = iteration, steps, [unit.state for unit in self.units]
                 elapsed = time.perf_counter() - begin
                 seconds["sampling" if collect else "warmup"] += elapsed
                 with contextlib.suppress(Exception):  # a closed stream must not cost the draws
@@ -530,6 +583,10 @@ class Run:
                 if chunk is None:
                     ideal = int(count * _CHUNK_SECONDS / max(elapsed, 1e-6))
                     length = min(int(np.clip(ideal, max(length // 4, 1), 4 * length)), most)
+        if segment:  # of which nothing was pooled
+            iteration, steps, states = begun
+            for unit, state in zip(self.units, states, strict=True):
+                unit.state = state
         return Outcome(
             iteration,
             self.state(),
@@ -538,6 +595,23 @@ class Run:
             Timing(seconds["warmup"], seconds["sampling"]),
             steps,
         )
+
+    def _pooled(self, segment: list[Block], block: Block, index: int, end: int, warmup: int) -> int:
+        """Add a chunk of warm-up to its segment; pool the chains at its end.
+
+        Returns:
+            The iteration to go on with.
+        """
+        if not self.engine.pools:
+            return index
+        segment.append(block)
+        if index < end:
+            return index
+        state = self.engine.pool(self.state(), segment, index, warmup)
+        for unit in self.units:
+            unit.restore(state)
+        segment.clear()
+        return self.engine.after(state, index, warmup)
 
 
 def run_data_sets(
@@ -573,7 +647,7 @@ def run_data_sets(
             unit.use(data_sets[index])
             unit.chains = (0,)  # its row of the starting points
             unit.init(origin, given)
-            unit.advance(0, warmup, collect=False)
+            unit.warm(warmup)
             return _joined(unit.advance(warmup, draws, collect=True), 1)
 
     blocks = []

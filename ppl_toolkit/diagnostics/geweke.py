@@ -173,7 +173,7 @@ def _learned(
         unit = Run(engine, 1, seed, settings, 1).units[0]
         unit.use(with_observed(program, start["observed"]))
         unit.init(np.zeros((1, program.size), program.precision), np.zeros(1, bool))
-        unit.advance(0, warmup, collect=False)
+        unit.warm(warmup)
         return unit.state
 
 

@@ -338,7 +338,7 @@ def _pilot(program: Program, method: SMC, seed: int) -> SMCState | str:
         settings = method.settings(program, method.warmup)
         unit = Run(engine, 1, (seed + _PILOT) % 2**64, settings, 1).units[0]
         unit.init(np.zeros((1, program.size), program.precision), np.zeros(1, bool))
-        unit.advance(0, method.warmup, collect=False)
+        unit.warm(method.warmup)
         state = unit.host_state()
     if bool(method.failed(state)[0]):
         return "no draw from the prior has a positive likelihood."

@@ -136,7 +136,8 @@ class LowRank(NamedTuple):
     stretch: Float[Array, " K"]
 
     def _stretched(self, z: Float[Array, " D"]) -> Float[Array, " D"]:
-        return z + jnp.sum((self.stretch * jnp.sum(self.directions * z, 1))[:, None] * self.directions, 0)
+        along = self.stretch * jnp.sum(self.directions * z, 1)
+        return z + jnp.sum(along[:, None] * self.directions, 0)
 
     def velocity(self, momentum: Float[Array, " D"]) -> Float[Array, " D"]:
         """Of a position whose coordinates move with ``momentum``."""

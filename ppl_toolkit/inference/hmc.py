@@ -21,7 +21,8 @@ from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Bool, Float, Int
 
 from ppl_toolkit.errors import OptionError
-from ppl_toolkit.inference.adaptation import DualAveraging, Metric, Moments, Schedule, schedule
+from ppl_toolkit.inference import warm_up
+from ppl_toolkit.inference.adaptation import DualAveraging, LowRank, Metric, Moments
 from ppl_toolkit.inference.kernel import (
     SAMPLING,
     Cloud,
@@ -32,14 +33,19 @@ from ppl_toolkit.inference.kernel import (
     require_continuous,
 )
 from ppl_toolkit.inference.randomness import continuous
+from ppl_toolkit.inference.scaling import MOST_DENSE, RANK
 from ppl_toolkit.inference.target import Space, Target
 from ppl_toolkit.inference.tuning import cloud_covariance, next_log_step
+from ppl_toolkit.inference.warm_up import EARLY, METRIC, OVER, STEP, TRIAL, Plan
 from ppl_toolkit.positions import Position
 
 __all__ = ["HMC", "NUTS", "HMCState", "hmc_transition", "nuts_transition"]
 
 _MAX_ENERGY_ERROR = 1000.0
 _INITIAL_TRIES = 200
+_FIRST_STEP = 0.1
+_EARLY_DEPTH = 6  # of trajectories while nothing is known of the scales
+_METRICS = ("diagonal", "dense", "low rank")
 
 Gradient = Callable[[Any], tuple[Any, Any]]
 Vector = Float[Array, " D"]
@@ -67,29 +73,52 @@ class HMCState(NamedTuple):
     Attributes:
         point: current position, its log density and gradient.
         averaging: the step size and its adaptation.
-        metric: the inverse mass matrix in use.
-        moments: what the next metric is made of.
+        metric: the coordinates in use.
+        phase: what warm-up learns at present, see `warm_up`.
+        until: the iteration after which chains are pooled; 0 once warm-up is over.
     """
 
     point: Point
     averaging: DualAveraging
-    metric: Metric
+    metric: Metric | LowRank
+    phase: Int[Array, ""]
+    until: Int[Array, ""]
+
+
+class Draw(NamedTuple):
+    """What an iteration gives: warm-up learns from gradients as well."""
+
+    position: Vector
+    gradient: Vector
+
+
+class _Composed(NamedTuple):
+    """The state of a chain in a composition, which adapts on its own."""
+
+    chain: HMCState
     moments: Moments
 
 
 class Settings(NamedTuple):
-    """Options that are arguments of the compiled program."""
+    """Options that are arguments of the compiled program.
+
+    Attributes:
+        target_acceptance: of the step size.
+        radius: of the random starts.
+        phase, until: how warm-up begins.
+    """
 
     target_acceptance: Float[Any, ""]
     radius: Float[Any, ""]
-    schedule: Schedule
+    phase: Int[Any, ""]
+    until: Int[Any, ""]
 
 
 def _where(condition: Any, new: Any, old: Any) -> Any:
     return jax.tree.map(lambda a, b: jnp.where(condition, a, b), new, old)
 
 
-def leapfrog(gradient: Gradient, metric: Metric, step: Scalar, z: Phase) -> Phase:
+def leapfrog(gradient: Gradient, metric: Metric | LowRank, step: Scalar, z: Phase) -> Phase:
     """One leapfrog step of length ``step`` (negative steps run backwards): one gradient."""
     half = z.momentum + 0.5 * step * metric.force(z.point.gradient)
     position = z.point.position + step * metric.velocity(half)
@@ -103,7 +132,7 @@ def _energy(z: Phase) -> Scalar:
 
 
 def hmc_transition(
-    key: Any, point: Point, gradient: Gradient, metric: Metric, step: Scalar, steps: int
+    key: Any, point: Point, gradient: Gradient, metric: Metric | LowRank, step: Scalar, steps: int
 ) -> tuple[Point, dict[str, Any]]:
     """One transition of HMC with ``steps`` leapfrog steps and a Metropolis test."""
     key_momentum, key_accept = random.split(key)
@@ -147,7 +176,7 @@ def _turning(left: Vector, right: Vector, total: Vector) -> Bool[Array, ""]:
 def _subtree(
     key: Any,
     gradient: Gradient,
-    metric: Metric,
+    metric: Metric | LowRank,
     step: Scalar,
     start: Phase,
     energy_0: Scalar,
@@ -228,15 +257,23 @@ def _subtree(
 
 
 def nuts_transition(
-    key: Any, point: Point, gradient: Gradient, metric: Metric, step: Scalar, max_depth: int
+    key: Any,
+    point: Point,
+    gradient: Gradient,
+    metric: Metric | LowRank,
+    step: Scalar,
+    max_depth: int,
+    depth_limit: Any = None,
 ) -> tuple[Point, dict[str, Any]]:
     """One transition of NUTS: double the trajectory until it turns, diverges or is 2^max_depth.
 
     Multinomial sampling inside subtrees, biased progressive sampling between them.
+    ``depth_limit`` is a number of doublings as data, max_depth at most.
     Cost: one gradient per leapfrog step; memory O(max_depth D).
     """
     key_momentum, key_way, key_merge, key_leaf = random.split(key, 4)
     dtype = point.position.dtype
+    limit = max_depth if depth_limit is None else depth_limit
     noise = random.normal(key_momentum, point.position.shape, dtype)
     start = Phase(point, noise)
     energy_0 = _energy(start)
@@ -250,7 +287,7 @@ def nuts_transition(
 
     def proceed(carry: tuple) -> Bool[Array, ""]:
         depth, tree = carry[0], carry[1]
-        return (depth < max_depth) & ~tree.turning & ~tree.diverging
+        return (depth < limit) & ~tree.turning & ~tree.diverging
 
     def double(carry: tuple) -> tuple:
         depth, tree, left, right = carry
@@ -292,7 +329,7 @@ def nuts_transition(
         "acceptance_rate": tree.acceptance / tree.size,
         "n_steps": tree.size,
         "tree_depth": depth,
-        "reached_max_treedepth": (depth == max_depth) & ~tree.turning & ~tree.diverging,
+        "reached_max_treedepth": (depth == limit) & ~tree.turning & ~tree.diverging,
         "diverging": tree.diverging,
         "energy": tree.energy,
         "energy_error": tree.energy - energy_0,
@@ -302,15 +339,11 @@ def nuts_transition(
 
 
 class _Search(NamedTuple):
-    """The search for a first point, then for a first step size, one gradient a turn."""
+    """The search for a first point, one gradient a turn."""
 
     tries: Int[Array, ""]
     found: Bool[Array, ""]
-    done: Bool[Array, ""]
     point: Point
-    momentum: Vector
-    log_step: Scalar
-    way: Scalar  # +1: doubling, -1: halving, 0: not known yet
 
 
 @dataclasses.dataclass(frozen=True)
@@ -318,7 +351,7 @@ class _Hamiltonian(Spec):
     """What HMC and NUTS share: the start, the warm-up, the bookkeeping of a chain."""
 
     target_acceptance: float = 0.8
-    metric: str = "diagonal"
+    metric: str = "auto"
     warmup: int = 1000
     init_radius: float = 2.0
 
@@ -331,8 +364,8 @@ class _Hamiltonian(Spec):
             raise OptionError(
                 f"target_acceptance must lie between 0 and 1; got {self.target_acceptance}."
             )
-        if self.metric not in ("diagonal", "dense"):
-            raise OptionError(f"metric must be 'diagonal' or 'dense'; got {self.metric!r}.")
+        if self.metric not in ("auto", *_METRICS):
+            raise OptionError(f"metric must be 'auto' or one of {_METRICS}; got {self.metric!r}.")
         if not isinstance(self.warmup, int) or self.warmup < 0:
             raise OptionError(f"warmup must be an integer >= 0; got {self.warmup!r}.")
         if not self.init_radius >= 0.0:
@@ -348,21 +381,36 @@ class _Hamiltonian(Spec):
 
     def settings(self, program: Any, warmup: int) -> Settings:
         """The options that are arguments of the compiled program."""
-        dtype = program.precision
+        dtype, first = program.precision, Plan.of(warmup).first
         return Settings(
             np.asarray(self.target_acceptance, dtype),
             np.asarray(self.init_radius, dtype),
-            schedule(warmup),
+            *(np.asarray(number, np.int32) for number in first),
         )
+
+    def kind(self, dim: int) -> str:
+        """The type of the metric of so many dimensions."""
+        if self.metric != "auto":
+            return self.metric
+        return "dense" if dim <= MOST_DENSE else "low rank"
 
     @abc.abstractmethod
     def transition(
-        self, key: Any, point: Point, gradient: Gradient, metric: Metric, step: Scalar
+        self,
+        key: Any,
+        point: Point,
+        gradient: Gradient,
+        metric: Metric | LowRank,
+        step: Scalar,
+        early: Any,
     ) -> tuple[Point, dict[str, Any]]:
-        """One transition: the new point, and its statistics."""
+        """One transition: the new point, and its statistics.
+
+        ``early``: whether nothing is known of the scales, so that long trajectories do not pay.
+        """
 
     def init(self, key: Any, start: Any, target: Any, settings: Settings) -> HMCState:
-        """Find a point with finite density and gradient, then a step size that accepts half.
+        """Find a point with finite density and gradient.
 
         Args:
             key: the chain's key for its start.
@@ -372,46 +420,29 @@ class _Hamiltonian(Spec):
         position, given = start
         gradient = jax.value_and_grad(target.log_density)
         dtype, shape = position.dtype, position.shape
-        key_point, key_momentum = random.split(key)
-        momentum = random.normal(key_momentum, shape, dtype)
-        zero = jnp.zeros((), dtype)
-        nowhere = Point(position, zero - jnp.inf, jnp.zeros_like(position))
 
         def turn(s: _Search) -> _Search:
-            draw = random.uniform(random.fold_in(key_point, s.tries), shape, dtype, -1.0, 1.0)
-            first = jnp.where(given, position, settings.radius * draw)
-            step = jnp.exp(s.log_step)
-            half = s.momentum + 0.5 * step * s.point.gradient
-            probe = jnp.where(s.found, s.point.position + step * half, first)
+            draw = random.uniform(random.fold_in(key, s.tries), shape, dtype, -1.0, 1.0)
+            probe = jnp.where(given, position, settings.radius * draw)
             log_density, grad = gradient(probe)
-            new = Point(probe, log_density, grad)
             finite = jnp.isfinite(log_density) & jnp.all(jnp.isfinite(grad))
-            end = Phase(new, half + 0.5 * step * grad)
-            error = _energy(end) - _energy(Phase(s.point, s.momentum))
-            way = jnp.where(-error > jnp.log(0.8), 1.0, -1.0).astype(dtype)
-            crossed = (s.way != 0.0) & (way != s.way)
-            searching = s.found & ~crossed
-            return _Search(
-                tries=s.tries + 1,
-                found=s.found | finite,
-                done=(s.found & crossed) | (s.tries + 1 >= _INITIAL_TRIES),
-                point=_where(~s.found & finite, new, s.point),
-                momentum=s.momentum,
-                log_step=jnp.where(searching, s.log_step + way * np.log(2.0), s.log_step),
-                way=jnp.where(s.found, way, s.way),
-            )
+            new = Point(probe, log_density, grad)
+            return _Search(s.tries + 1, finite, _where(finite, new, s.point))
 
-        search = _Search(
-            jnp.zeros((), jnp.int32), jnp.asarray(False), jnp.asarray(False), nowhere, momentum,
-            zero, zero,
-        )  # fmt: skip
-        search = lax.while_loop(lambda s: ~s.done, turn, search)
-        dense = self.metric == "dense"
+        nowhere = Point(position, jnp.asarray(-jnp.inf, dtype), jnp.zeros_like(position))
+        search = lax.while_loop(
+            lambda s: ~s.found & (s.tries < jnp.where(given, 1, _INITIAL_TRIES)),
+            turn,
+            _Search(jnp.zeros((), jnp.int32), jnp.asarray(False), nowhere),
+        )
+        size = jnp.abs(search.point.gradient)
+        scale = jnp.clip(lax.rsqrt(jnp.where(size > 0.0, size, 1.0)), 1e-5, 1e5)
         return HMCState(
             search.point,
-            DualAveraging.start(search.log_step),
-            Metric.identity(position, dense),
-            Moments.start(position, dense),
+            DualAveraging.start(jnp.asarray(np.log(_FIRST_STEP), dtype)),
+            _scaled(self.kind(shape[0]), scale),
+            jnp.asarray(settings.phase),
+            jnp.asarray(settings.until),
         )
 
     def refresh(self, state: HMCState, target: Any, settings: Settings) -> HMCState:
@@ -421,9 +452,21 @@ class _Hamiltonian(Spec):
         log_step = state.averaging.log_average
         return state._replace(
             point=Point(position, log_density, grad),
-            averaging=DualAveraging.start(log_step)._replace(centre=log_step, log_average=log_step),
-            moments=Moments.start(position, self.metric == "dense"),
+            averaging=DualAveraging.start(log_step)._replace(centre=log_step),
+            phase=jnp.asarray(settings.phase),
+            until=jnp.asarray(settings.until),
         )
+
+    def pooled_at(self, state: HMCState) -> int:
+        """The iteration after which warm-up pools the chains; 0 once it is over."""
+        return int(np.max(state.until))
+
+    def pool(
+        self, state: HMCState, drawn: Draw, stats: dict[str, Any], index: int, warmup: int
+    ) -> HMCState:
+        """The chains' states, after what they learned of each other: see `warm_up.pooled`."""
+        kind = self.kind(state.point.position.shape[-1])
+        return warm_up.pooled(kind, self.target_acceptance, state, drawn, stats, index, warmup)
 
     def failed(self, state: HMCState) -> Any:
         """Whether no starting point was found (per chain)."""
@@ -438,42 +481,22 @@ class _Hamiltonian(Spec):
 
     def step(
         self, key: Any, index: Any, state: HMCState, target: Any, settings: Settings
-    ) -> tuple[HMCState, Vector, dict[str, Any]]:
-        """One transition, followed by adaptation while ``index`` is in the warm-up."""
-        plan = settings.schedule
+    ) -> tuple[HMCState, Draw, dict[str, Any]]:
+        """One transition; the step size adapts to it while it is learned."""
+        averaging, phase = state.averaging, state.phase
+        adapts = phase < TRIAL
+        step = jnp.exp(jnp.where(adapts, averaging.log_step, averaging.log_average))
+        early = (phase == METRIC) & (index < EARLY)
         gradient = jax.value_and_grad(target.log_density)
-        warming = index < plan.warmup
-        averaging, metric, moments = state.averaging, state.metric, state.moments
-        step = jnp.exp(jnp.where(warming, averaging.log_step, averaging.log_average))
-        point, stats = self.transition(key, state.point, gradient, metric, step)
-
-        def adapt() -> tuple[DualAveraging, Metric, Moments]:
-            renewed = averaging.update(stats["acceptance_rate"], settings.target_acceptance)
-            gathered = _where(plan.collects(index), moments.update(point.position), moments)
-
-            def renew() -> tuple[DualAveraging, Metric, Moments]:
-                new = Metric.of(gathered.regularised())
-                # A step stable under the old metric is stable under the new one up to the
-                # largest change of scale; dual averaging then starts from there.
-                change = jnp.max(jnp.log(metric.scales()) - jnp.log(new.scales()))
-                return (
-                    DualAveraging.start(renewed.log_average + change),
-                    new,
-                    Moments.start(point.position, self.metric == "dense"),
-                )
-
-            return lax.cond(plan.renews(index), renew, lambda: (renewed, metric, gathered))
-
-        if not isinstance(warming, np.bool_) or warming:  # adaptation is over for good if not
-            averaging, metric, moments = lax.cond(
-                warming, adapt, lambda: (averaging, metric, moments)
-            )
+        point, stats = self.transition(key, state.point, gradient, state.metric, step, early)
+        renewed = averaging.update(stats["acceptance_rate"], settings.target_acceptance)
         stats = {"lp": point.log_density, "step_size": step, **stats}
-        return HMCState(point, averaging, metric, moments), point.position, stats
+        state = state._replace(point=point, averaging=_where(adapts, renewed, averaging))
+        return state, Draw(point.position, point.gradient), stats
 
-    def values(self, draw: Vector, target: Any) -> dict[str, Any]:
+    def values(self, draw: Draw, target: Any) -> dict[str, Any]:
         """Constrained and deterministic sites of one draw."""
-        return target.constrain(draw)
+        return target.constrain(draw.position)
 
     # -- as a part of a composition ----------------------------------------------------------
 
@@ -493,41 +516,82 @@ class _Hamiltonian(Spec):
             return Settings(
                 jnp.asarray(self.target_acceptance, dtype),
                 jnp.asarray(self.init_radius, dtype),
-                stage.schedule,
+                jnp.where(stage.warming, STEP, OVER).astype(jnp.int32),
+                jnp.zeros((), jnp.int32),
             )
+
+        dense = self.metric == "dense"  # every chain adapts by itself: the diagonal unless asked
 
         def init(position: Position, key: Any) -> Placed:
             vector, _, own = flat(position)
             start = vector, jnp.asarray(True)
-            return Placed(position, self.init(key, start, own, settings(vector.dtype)))
+            chain = self.init(key, start, own, settings(vector.dtype))
+            chain = chain._replace(metric=Metric.identity(vector, dense))
+            return Placed(position, _Composed(chain, Moments.start(vector, dense)))
 
         def step(key: Any, state: Placed) -> tuple[Placed, dict[str, Any]]:
             continuous(type(self).__name__)
             vector, unravel, own = flat(state.position)
-            chain, new, stats = self.step(key, stage.index, state.kept, own, settings(vector.dtype))
-            return Placed(unravel(new), chain), stats
+            given = settings(vector.dtype)
+            chain, moments = state.kept
+            chain = chain._replace(phase=given.phase)
+            chain, new, stats = self.step(key, stage.index, chain, own, given)
+            if not isinstance(stage.warming, np.bool_) or stage.warming:  # else over for good
+                chain, moments = lax.cond(
+                    stage.warming,
+                    lambda: _windowed(chain, moments, stage),
+                    lambda: (chain, moments),
+                )
+            return Placed(unravel(new.position), _Composed(chain, moments)), stats
 
         def refresh(state: Placed, position: Position) -> Placed:
             vector, _, own = flat(position)
             point = Point(vector, *jax.value_and_grad(own.log_density)(vector))
-            return Placed(position, state.kept._replace(point=point))
+            chain = state.kept.chain._replace(point=point)
+            return Placed(position, state.kept._replace(chain=chain))
 
         def tune(state: Placed, cloud: Cloud) -> Placed:
             """Metric: the cloud's (co)variance. Step size: by the acceptance of the last moves."""
             covariance = cloud_covariance(cloud)
             standard = -0.25 * np.log(covariance.shape[0])  # right for a standard normal target
+            chain = state.kept.chain
             log_step = next_log_step(
-                jnp.where(jnp.isnan(cloud.acceptance), standard, state.kept.averaging.log_average),
+                jnp.where(jnp.isnan(cloud.acceptance), standard, chain.averaging.log_average),
                 cloud.acceptance,
                 self.target_acceptance,
             )
-            inverse = covariance if self.metric == "dense" else jnp.diagonal(covariance)
-            chain = state.kept._replace(
+            inverse = covariance if dense else jnp.diagonal(covariance)
+            chain = chain._replace(
                 averaging=DualAveraging.start(log_step), metric=Metric.of(inverse)
             )
-            return state._replace(kept=chain)
+            return state._replace(kept=state.kept._replace(chain=chain))
 
         return Kernel(init, step, refresh, tune)
+
+
+def _scaled(kind: str, scale: Vector) -> Metric | LowRank:
+    """A metric of a type with scales alone."""
+    if kind == "low rank":
+        dim = scale.shape[0]
+        return LowRank(scale, jnp.zeros((RANK, dim), scale.dtype), jnp.zeros(RANK, scale.dtype))
+    return Metric(jnp.diag(scale) if kind == "dense" else scale)
+
+
+def _windowed(chain: HMCState, moments: Moments, stage: Stage) -> tuple[HMCState, Moments]:
+    """One iteration of a warm-up in windows, without other chains: Stan's."""
+    plan, position, metric = stage.schedule, chain.point.position, chain.metric
+    gathered = _where(plan.collects(stage.index), moments.update(position), moments)
+
+    def renew() -> tuple[HMCState, Moments]:
+        new = Metric.of(gathered.regularised())
+        # A step stable under the old metric is stable under the new one up to the largest change of
+        # scale; dual averaging then starts from there.
+        change = jnp.max(jnp.log(metric.scales()) - jnp.log(new.scales()))
+        averaging = DualAveraging.start(chain.averaging.log_average + change)
+        renewed = chain._replace(averaging=averaging, metric=new)
+        return renewed, Moments.start(position, moments.squares.ndim == 2)
+
+    return lax.cond(plan.renews(stage.index), renew, lambda: (chain, gathered))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -539,8 +603,11 @@ class HMC(_Hamiltonian):
         jitter: every transition scales its step size by a uniform number in 1 -+ jitter, since
             trajectories of one length can run in circles on a Gaussian target.
         target_acceptance: mean acceptance that warm-up tunes the step size to.
-        metric: "diagonal" or "dense" inverse mass matrix, learned in warm-up.
-        warmup: default number of warm-up iterations.
+        metric: "diagonal", "dense" or "low rank" (scales, and a few directions stretched), learned
+            in warm-up; "auto" is dense up to 40 dimensions, low rank above. All can become
+            diagonal, and do unless the draws speak for more.
+        warmup: default number of warm-up iterations, at most: they end once the metric is as good
+            as it gets and the chains agree.
         init_radius: starts are uniform in (-radius, radius) on the unconstrained space.
 
     Source: Neal (2011), MCMC using Hamiltonian dynamics.
@@ -560,7 +627,13 @@ class HMC(_Hamiltonian):
         return (self.metric, self.steps, self.jitter)
 
     def transition(
-        self, key: Any, point: Point, gradient: Gradient, metric: Metric, step: Scalar
+        self,
+        key: Any,
+        point: Point,
+        gradient: Gradient,
+        metric: Metric | LowRank,
+        step: Scalar,
+        early: Any,
     ) -> tuple[Point, dict[str, Any]]:
         key, key_jitter = random.split(key)
         stretch = random.uniform(key_jitter, (), step.dtype, 1.0 - self.jitter, 1.0 + self.jitter)
@@ -575,9 +648,11 @@ class NUTS(_Hamiltonian):
         target_acceptance: mean acceptance that warm-up tunes the step size to; nearer to 1
             takes smaller steps, which cures most divergences.
         max_depth: trajectories have at most 2^max_depth leapfrog steps.
-        metric: "diagonal" or "dense" inverse mass matrix, learned in warm-up. A dense one pays
-            for few, strongly correlated parameters: its cost is O(D^2) per step.
-        warmup: default number of warm-up iterations.
+        metric: "diagonal", "dense" (cost O(D^2) per step) or "low rank" (scales, and a few
+            directions stretched: O(D)), learned in warm-up; "auto" is dense up to 40 dimensions,
+            low rank above. All can become diagonal, and do unless the draws speak for more.
+        warmup: default number of warm-up iterations, at most: they end once the metric is as good
+            as it gets and the chains agree.
         init_radius: starts are uniform in (-radius, radius) on the unconstrained space.
 
     Source: Hoffman and Gelman (2014); Betancourt (2017).
@@ -594,6 +669,13 @@ class NUTS(_Hamiltonian):
         return (self.metric, self.max_depth)
 
     def transition(
-        self, key: Any, point: Point, gradient: Gradient, metric: Metric, step: Scalar
+        self,
+        key: Any,
+        point: Point,
+        gradient: Gradient,
+        metric: Metric | LowRank,
+        step: Scalar,
+        early: Any,
     ) -> tuple[Point, dict[str, Any]]:
-        return nuts_transition(key, point, gradient, metric, step, self.max_depth)
+        limit = jnp.where(early, min(_EARLY_DEPTH, self.max_depth), self.max_depth)
+        return nuts_transition(key, point, gradient, metric, step, self.max_depth, limit)

@@ -81,7 +81,7 @@ def low_rank(x: Table, g: Table, rank: int = RANK) -> LowRank:
 
 
 def _standardised(metric: AnyMetric, x: np.ndarray) -> np.ndarray:
-    """z of x = L z, row by row."""
+    """Rows z of rows x = L z."""
     if isinstance(metric, LowRank):
         z = x / metric.scale
         shrink = 1.0 / (1.0 + metric.stretch) - 1.0
@@ -105,7 +105,7 @@ def _largest(y: np.ndarray) -> float:
 
 
 def stiffness(metric: AnyMetric, g: Table) -> float:
-    """The square root of the largest variance of forces: stable steps are shorter than 2 over it."""
+    """The root of the largest variance of forces: stable steps are shorter than 2 over it."""
     return np.sqrt(_largest(_forces(metric, g)))
 
 

@@ -1,0 +1,213 @@
+"""Warm-up of gradient samplers by segments, between which all chains are pooled (NumPy).
+
+In a segment every chain adapts its own step size to one metric. At the end the chains share what
+they drew: the next metric comes from all of their draws and gradients, chosen by how well it suits
+draws that it was not made of. Warm-up is over once the metric in use is nearly as good as the best
+there is, and the chains agree; a last stretch then settles one step size for all.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from jaxtyping import Float
+from scipy.special import ndtr, ndtri
+
+from ppl_toolkit import convergence
+from ppl_toolkit.inference import scaling
+from ppl_toolkit.inference.adaptation import DualAveraging
+
+__all__ = ["EARLY", "METRIC", "OVER", "STEP", "TRIAL", "Plan", "pooled", "step_size"]
+
+METRIC, STEP, TRIAL, OVER = range(4)  # what is learned: the metric, the step size; it is tried
+EARLY = 25  # iterations in which trajectories are kept short
+_FIRST, _GROWTH = 10, 1.6
+_LAST = 50  # iterations for the step size
+_LEAST_WARMUP = 20
+_WORSE = 1.25  # a metric is good enough if no candidate is better by more than this factor
+_LEAST_ESS = 100.0
+_MOST_R_HAT = 1.1
+_STUCK = 20.0  # log densities by which a chain that lies below all others has not arrived
+
+
+class Plan(NamedTuple):
+    """The longest course of a warm-up.
+
+    Attributes:
+        ends: iterations after which the metric is renewed; empty if there are too few.
+        last: how many of the iterations are for the step size.
+    """
+
+    ends: tuple[int, ...]
+    last: int
+
+    @classmethod
+    def of(cls, warmup: int) -> Plan:
+        if warmup < _LEAST_WARMUP:
+            return cls((), warmup)
+        last = min(_LAST, int(np.ceil(0.3 * warmup)))
+        ends, width = [_FIRST], _FIRST
+        while ends[-1] < warmup - last:
+            width = int(_GROWTH * width)
+            ends.append(ends[-1] + width)
+        if len(ends) > 1 and ends[-1] > warmup - last:
+            ends.pop()  # the last segment takes what is left
+        ends[-1] = warmup - last
+        return cls(tuple(ends), last)
+
+    @property
+    def first(self) -> tuple[int, int]:
+        """What is learned first, and until when."""
+        if self.ends:
+            return METRIC, self.ends[0]
+        return (STEP, self.last) if self.last else (OVER, 0)
+
+
+class _Drawn(NamedTuple):
+    """What all chains drew in a segment, (chain, iteration, ...)."""
+
+    positions: Float[np.ndarray, "C N D"]
+    gradients: Float[np.ndarray, "C N D"]
+    stats: dict[str, np.ndarray]
+
+    def folds(self) -> list[tuple[np.ndarray, np.ndarray]]:
+        """Two halves of the draws, of different chains if there are several; every part centred."""
+        both = np.stack([self.positions, self.gradients])
+        if len(self.positions) == 1:
+            parts = np.array_split(both, 2, axis=2)
+        else:
+            parts = np.array_split(both, 2, axis=1)
+        centred = [part - part.mean(2, keepdims=True) for part in parts]
+        return [tuple(x.reshape(-1, x.shape[-1]) for x in part) for part in centred]  # type: ignore[misc]
+
+
+def step_size(log_steps: np.ndarray, acceptance: np.ndarray, target: float) -> float:
+    """The log step size with this mean acceptance, from transitions with various step sizes.
+
+    By the law of energy errors of many dimensions: a = 2 Phi(-c eps^2), with the c for which the
+    acceptances are right on average (Beskos et al. 2013).
+    """
+    low, high = -60.0, 60.0
+    for _ in range(60):
+        middle = 0.5 * (low + high)
+        expected = 2.0 * ndtr(-np.exp(np.clip(middle + 2.0 * log_steps, -50.0, 50.0)))
+        low, high = (low, middle) if np.sum(acceptance - expected) > 0.0 else (middle, high)
+    return 0.5 * (np.log(-ndtri(0.5 * target)) - 0.5 * (low + high))
+
+
+def pooled(
+    kind: str, target: float, state: Any, drawn: Any, stats: dict[str, np.ndarray], index: int,
+    warmup: int,
+) -> Any:  # fmt: skip
+    """The states of all chains after a segment of warm-up that ends before iteration ``index``.
+
+    Args:
+        kind: type of the metric, see `scaling.best`.
+        target: acceptance that the step size is to have.
+        state: of all chains, arrays with a leading chain axis; see `HMCState`.
+        drawn: positions and gradients (chain, iteration, D).
+        stats: of the segment's transitions.
+        index: number of iterations done.
+        warmup: how many there are at most.
+    """
+    plan, segment = Plan.of(warmup), _Drawn(*drawn, stats)
+    phase = int(np.max(state.phase))
+    half = plan.last - plan.last // 2
+    if phase == METRIC:
+        metric, log_step, arrived = _metric(kind, state, segment)
+        ends = [end for end in plan.ends if end > index]
+        last = arrived or not ends
+        state = _spread(
+            _unstuck(state, segment), metric=metric,
+            averaging=_averaging(log_step, np.log(10.0) if index <= EARLY else np.log(2.0)),
+            phase=STEP if last else METRIC, until=index + half if last else ends[0],
+        )  # fmt: skip
+    elif phase == STEP:
+        cautious = float(np.median(state.averaging.log_average))
+        log_step = step_size(np.log(stats["step_size"]), stats["acceptance_rate"], target)
+        over = index + plan.last // 2 > warmup or not plan.ends
+        log_step = min(log_step, cautious + np.log(2.0))
+        state = _spread(
+            state, averaging=_averaging(log_step, cautious - log_step),
+            phase=OVER if over else TRIAL, until=0 if over else index + plan.last // 2,
+        )  # fmt: skip
+    else:
+        log_step = _tried(state, stats, target)
+        state = _spread(state, averaging=_averaging(log_step, 0.0), phase=OVER, until=0)
+    return state
+
+
+def _averaging(log_step: float, above: float) -> DualAveraging:
+    return DualAveraging(log_step, log_step, 0.0, 0.0, log_step + above)  # type: ignore[arg-type]
+
+
+def _spread(state: Any, **new: Any) -> Any:
+    """The state with new values, the same for all chains."""
+
+    def fill(value: Any, like: np.ndarray) -> np.ndarray:
+        return np.broadcast_to(np.asarray(value, like.dtype), like.shape).copy()
+
+    return state._replace(
+        **{name: jax.tree.map(fill, value, getattr(state, name)) for name, value in new.items()}
+    )
+
+
+def _metric(kind: str, state: Any, segment: _Drawn) -> tuple[Any, float, bool]:
+    """The next metric, a log step size for it, and whether it needs no further segment."""
+    current = jax.tree.map(lambda leaf: np.asarray(leaf[0], float), state.metric)
+    log_step = float(np.median(state.averaging.log_average))
+    folds = segment.folds()
+    if not np.all(np.isfinite(segment.gradients)) or len(folds[0][0]) < 3:
+        return current, log_step, False
+    with np.errstate(all="ignore"):
+        try:
+            new, _, best, present = scaling.best(kind, folds, current)
+        except np.linalg.LinAlgError:
+            return current, log_step, False
+        gradients = np.concatenate([g for _, g in folds])
+        change = np.log(scaling.stiffness(current, gradients))
+        change -= np.log(scaling.stiffness(new, gradients))
+    if not np.isfinite(change) or not np.isfinite(best):
+        return current, log_step, False
+    arrived = present <= _WORSE * best and _agree(segment.positions)
+    return new, log_step + change, arrived
+
+
+def _agree(positions: np.ndarray) -> bool:
+    if positions.shape[1] < 8:
+        return False
+    found = convergence.convergence(positions)
+    return bool(
+        np.nanmax(found["r_hat"]) < _MOST_R_HAT and np.nanmin(found["ess_bulk"]) >= _LEAST_ESS
+    )
+
+
+def _unstuck(state: Any, segment: _Drawn) -> Any:
+    """Chains that do not move, or have not arrived, go on from where the next good chain is."""
+    log_density = segment.stats["lp"]
+    if len(log_density) < 2:
+        return state
+    frozen = np.all(segment.positions == segment.positions[:, :1], axis=(1, 2))
+    highest, lowest = log_density.max(1), log_density.min(1)
+    stuck = frozen.copy()
+    for chain in range(len(stuck)):
+        others = np.delete(lowest, chain)
+        stuck[chain] |= highest[chain] < others.min() - _STUCK
+    if not stuck.any() or stuck.all():
+        return state
+    good = np.flatnonzero(~stuck)
+    source = [c if not stuck[c] else good[np.searchsorted(good, c) % len(good)]
+              for c in range(len(stuck))]  # fmt: skip
+    return state._replace(point=jax.tree.map(lambda leaf: leaf[source], state.point))
+
+
+def _tried(state: Any, stats: dict[str, np.ndarray], target: float) -> float:
+    """The log step size corrected by the acceptance it had; the cautious one where it failed."""
+    log_step, cautious = float(state.averaging.log_step[0]), float(state.averaging.centre[0])
+    acceptance = float(np.clip(np.mean(stats["acceptance_rate"]), 0.05, 0.99))
+    change = 0.5 * (np.log(-ndtri(0.5 * target)) - np.log(-ndtri(0.5 * acceptance)))
+    if np.any(stats["diverging"]) or acceptance < target - 0.05:
+        return min(log_step + change, cautious)
+    return log_step + float(np.clip(change, -0.2, 0.2))
