@@ -608,8 +608,9 @@ class Run:
         if index < end:
             return index
         state = self.engine.pool(self.state(), segment, index, warmup)
-        for unit in self.units:
-            unit.restore(state)
+        with self.engine.program.context():
+            for unit in self.units:
+                unit.restore(state)
         segment.clear()
         return self.engine.after(state, index, warmup)
 

@@ -1,0 +1,168 @@
+"""The course of a warm-up, segment by segment, on states made by hand."""
+
+import numpy as np
+import pytest
+from scipy.special import ndtr
+
+from ppl_toolkit.inference import warm_up
+from ppl_toolkit.inference.adaptation import DualAveraging, Metric
+from ppl_toolkit.inference.hmc import Draw, HMCState, Point
+from ppl_toolkit.inference.warm_up import METRIC, OVER, STEP, TRIAL, Plan, pooled, step_size
+
+CHAINS, DIM = 4, 2
+MATRIX = np.array([[4.0, 1.8], [1.8, 1.0]])
+
+
+def state_of(phase, until, log_steps=(0.0,) * CHAINS, factor=None):
+    ones = np.ones(CHAINS)
+    factor = np.eye(DIM) if factor is None else factor
+    positions = np.arange(CHAINS * DIM, dtype=float).reshape(CHAINS, DIM)
+    log_steps = np.asarray(log_steps, float)
+    return HMCState(
+        Point(positions, -ones, positions),
+        DualAveraging(log_steps, log_steps, 0 * ones, 5 * ones, log_steps),
+        Metric(np.stack([factor] * CHAINS)),
+        np.full(CHAINS, phase, np.int32),
+        np.full(CHAINS, until, np.int32),
+    )
+
+
+def segment(n, seed=0, steps=0.5, acceptance=0.8, shift=0.0):
+    rng = np.random.default_rng(seed)
+    x = rng.normal(size=(CHAINS, n, DIM)) @ np.linalg.cholesky(MATRIX).T
+    x = x + shift * np.arange(CHAINS)[:, None, None]
+    g = -x @ np.linalg.inv(MATRIX)
+    stats = {
+        "lp": 0.5 * np.sum(x * g, -1),
+        "step_size": np.full((CHAINS, n), steps),
+        "acceptance_rate": np.full((CHAINS, n), acceptance),
+        "diverging": np.zeros((CHAINS, n), bool),
+    }
+    return Draw(x, g), stats
+
+
+def test_the_longest_course():
+    assert Plan.of(1000) == ((10, 26, 51, 91, 155, 257, 420, 950), 50)
+    assert Plan.of(100) == ((10, 26, 70), 30)
+    assert Plan.of(19) == ((), 19)
+    assert Plan.of(1000).first == (METRIC, 10)
+    assert Plan.of(19).first == (STEP, 19)
+    assert Plan.of(0).first == (OVER, 0)
+
+
+@pytest.mark.parametrize("warmup", range(20, 3000, 31))
+def test_segments_grow_and_leave_time_for_the_step_size(warmup):
+    ends, last = Plan.of(warmup)
+    widths = np.diff([0, *ends])
+    assert ends[-1] == warmup - last
+    assert np.all(widths > 0) and np.all(np.diff(widths) >= 0)
+    assert 0.05 * warmup <= last <= 50 or last == 50 or warmup < 1000
+
+
+def test_the_step_size_of_an_exact_response():
+    """Acceptance 2 Phi(-c eps^2): the step with the wanted acceptance, whatever was tried."""
+    log_steps = np.log(np.random.default_rng(0).uniform(0.2, 1.5, 100))
+    acceptance = 2 * ndtr(-0.3 * np.exp(2 * log_steps))
+    for target in (0.6, 0.8, 0.95):
+        found = step_size(log_steps, acceptance, target)
+        np.testing.assert_allclose(2 * ndtr(-0.3 * np.exp(2 * found)), target, rtol=1e-9)
+
+
+def test_chains_share_a_metric_and_a_step_size():
+    state = state_of(METRIC, 10, [0.1, 0.2, 0.4, 9.0])
+    new = pooled("dense", 0.8, state, *segment(10), 10, 1000)
+    assert set(new.phase) == {METRIC} and set(new.until) == {26}
+    for leaf in (new.metric.factor, new.averaging.log_step, new.averaging.centre):
+        assert np.all(leaf == leaf[:1])
+    assert new.averaging.log_step[0] < 3.0  # the median: one chain that ran away does no harm
+    assert np.all(new.averaging.updates == 0)
+
+
+def test_a_metric_that_cannot_be_bettered_ends_the_search():
+    draws = segment(60, 1)
+    right = np.linalg.cholesky(MATRIX)
+    new = pooled("dense", 0.8, state_of(METRIC, 155, factor=right), *draws, 155, 1000)
+    assert set(new.phase) == {STEP} and set(new.until) == {180}
+    poor = pooled("dense", 0.8, state_of(METRIC, 155), *draws, 155, 1000)
+    assert set(poor.phase) == {METRIC} and set(poor.until) == {257}
+
+
+def test_chains_that_disagree_go_on():
+    right = np.linalg.cholesky(MATRIX)
+    draws = segment(60, 1, shift=2.0)
+    new = pooled("dense", 0.8, state_of(METRIC, 155, factor=right), *draws, 155, 1000)
+    assert set(new.phase) == {METRIC}
+
+
+def test_the_last_segment_ends_the_search_in_any_case():
+    new = pooled("dense", 0.8, state_of(METRIC, 950), *segment(60), 950, 1000)
+    assert set(new.phase) == {STEP} and set(new.until) == {975}
+
+
+def test_the_step_size_is_found_tried_and_corrected():
+    state = state_of(STEP, 975, np.log([0.5] * CHAINS))
+    found = pooled("dense", 0.8, state, *segment(25, steps=0.5, acceptance=0.9), 975, 1000)
+    assert set(found.phase) == {TRIAL} and set(found.until) == {1000}
+    assert np.all(found.averaging.log_average > np.log(0.5))
+    np.testing.assert_allclose(found.averaging.centre, np.log(0.5))
+    over = pooled("dense", 0.8, found, *segment(25, acceptance=0.85), 1000, 1000)
+    assert set(over.phase) == {OVER} and set(over.until) == {0}
+    assert np.all(over.averaging.log_average > found.averaging.log_average)
+
+
+@pytest.mark.parametrize("what", ["diverging", "acceptance"])
+def test_a_step_size_that_fails_is_replaced_by_the_cautious_one(what):
+    state = state_of(STEP, 975, np.log([0.5] * CHAINS))
+    found = pooled("dense", 0.8, state, *segment(25, steps=0.5, acceptance=0.9), 975, 1000)
+    draws, stats = segment(25, acceptance=0.6 if what == "acceptance" else 0.8)
+    stats["diverging"][2, 3] = what == "diverging"
+    over = pooled("dense", 0.8, found, draws, stats, 1000, 1000)
+    assert np.all(over.averaging.log_average <= np.log(0.5) + 1e-12)
+
+
+def test_a_frozen_chain_goes_on_from_another():
+    draws, stats = segment(25)
+    draws.position[2] = draws.position[2, :1]
+    state = state_of(METRIC, 26)
+    new = pooled("dense", 0.8, state, draws, stats, 26, 1000)
+    np.testing.assert_array_equal(new.point.position[2], state.point.position[3])
+    np.testing.assert_array_equal(new.point.position[:2], state.point.position[:2])
+
+
+def test_a_chain_that_has_not_arrived_goes_on_from_another():
+    draws, stats = segment(25)
+    stats["lp"][3] -= 1000.0
+    state = state_of(METRIC, 26)
+    new = pooled("dense", 0.8, state, draws, stats, 26, 1000)
+    np.testing.assert_array_equal(new.point.position[3], state.point.position[0])
+
+
+def test_gradients_that_are_no_numbers_change_no_metric():
+    draws, stats = segment(25)
+    draws.gradient[0, 0, 0] = np.nan
+    new = pooled("dense", 0.8, state_of(METRIC, 26), draws, stats, 26, 1000)
+    np.testing.assert_array_equal(new.metric.factor[0], np.eye(DIM))
+    assert set(new.until) == {51}
+
+
+def test_one_chain_learns_from_itself():
+    draws, stats = segment(160)
+    one = HMCState(*[
+        type(part)(*[leaf[:1] for leaf in part]) if isinstance(part, tuple) else part[:1]
+        for part in state_of(METRIC, 257, factor=np.linalg.cholesky(MATRIX))
+    ])  # fmt: skip
+    alone = Draw(draws.position[:1], draws.gradient[:1])
+    new = pooled("dense", 0.8, one, alone, {k: v[:1] for k, v in stats.items()}, 257, 1000)
+    assert new.metric.factor.shape == (1, DIM, DIM)
+    assert set(new.phase) == {STEP}
+
+
+def test_single_precision_stays():
+    state = state_of(METRIC, 26)
+    small = HMCState(*[
+        type(p)(*[leaf.astype(np.float32) for leaf in p]) if isinstance(p, tuple) else p
+        for p in state
+    ])  # fmt: skip
+    new = pooled("dense", 0.8, small, *segment(25), 26, 1000)
+    assert new.metric.factor.dtype == new.averaging.log_step.dtype == np.float32
+    assert new.phase.dtype == warm_up.np.int32
