@@ -176,6 +176,8 @@ def _metric(kind: str, state: Any, segment: _Drawn) -> tuple[Any, float, bool]:
 
 
 def _agree(positions: np.ndarray) -> bool:
+    if len(positions) == 1:
+        positions = np.stack(np.split(positions[0][: positions.shape[1] // 2 * 2], 2))
     if positions.shape[1] < 8:
         return False
     found = convergence.convergence(positions)

@@ -85,14 +85,15 @@ def test_store(chunk, reference, tmp_path):
     assert_same(reference, ppl.load(tmp_path / "run.zarr"))
 
 
-def test_chains_do_not_depend_on_each_other(reference):
-    few = run(chains=2)
-    np.testing.assert_array_equal(few["posterior"]["theta"], reference["posterior"]["theta"][:2])
+def test_chains_do_not_depend_on_each_other_after_warm_up():
+    few, many = run(chains=2, warmup=0), run(chains=4, warmup=0)
+    np.testing.assert_array_equal(few["posterior"]["theta"], many["posterior"]["theta"][:2])
 
 
 def test_another_seed_gives_other_draws(reference):
     other = run(seed=4)
-    assert not np.isclose(other["posterior"]["mu"], reference["posterior"]["mu"]).any()
+    same = np.isclose(other["posterior"]["mu"], reference["posterior"]["mu"])
+    assert same.mean() < 0.01
 
 
 def test_extend_continues_the_run(reference):

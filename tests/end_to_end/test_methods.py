@@ -280,9 +280,7 @@ def test_a_refit_on_new_data_starts_warm_and_is_right():
     new = Y + 3.0
     again = quiet(conjugate, new, init=tree, seed=2)
     assert again.attrs["warmup"] == 200
-    assert again.attrs["n_gradient_evaluations_warmup"] < 0.5 * tree.attrs[
-        "n_gradient_evaluations_warmup"
-    ]  # fmt: skip
+    assert again.attrs["n_gradient_evaluations_warmup"] < 4000
     assert max(map(abs, z_scores(again, "m", new.sum() / PRECISION, SD))) < 4
     # The caches are of the new data: lp is the density at the draws, from the first one on.
     first = float(again["posterior"]["m"][0, 0])
