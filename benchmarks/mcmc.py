@@ -2,6 +2,7 @@
 
     python benchmarks/mcmc.py DATA [--models a,b] [--rounds 5] [--draws 1000] [--peers a,b]
                               [--nutpie-python PATH]
+                              [--posteriordb CLONE]
 
 DATA is the folder of posteriors that `posteriordb.load` reads. All engines run in this one
 process (nutpie, for the posteriors that have a PyMC form, in one beside it): first each makes its
@@ -26,6 +27,7 @@ import nutpie_peer
 from measure import cost_inside, cost_of, counted_compilations, geometric_mean, machine, show_table
 from peers import ENGINES, Data, Engine, Sample, Sampler
 from posteriordb import NAMES, Posterior, load
+from posteriordb_clone import load_clone
 
 from ppl_toolkit import convergence, executables, runner
 
@@ -194,10 +196,14 @@ def main() -> None:
     parser.add_argument("--draws", type=int, default=1000, help="of warm-up, and as many to keep")
     parser.add_argument("--peers", default="numpyro,blackjax")
     parser.add_argument("--nutpie-python", help="a Python that has nutpie and PyMC")
+    parser.add_argument("--posteriordb", help="a clone of stan-dev/posteriordb: four more")
     options = parser.parse_args()
     posteriors = load(options.data)
     peers = {name: ENGINES[name] for name in options.peers.split(",")}
     names = [name for name in NAMES if name not in SLOW + BROKEN]
+    if options.posteriordb:
+        more = load_clone(options.posteriordb)
+        posteriors, names = {**posteriors, **more}, [*names, *more]
     if options.models:
         names = options.models.split(",")
     print(machine("ppl_toolkit", "jax", "numpyro", "blackjax"))

@@ -29,6 +29,7 @@ _LEAST_WARMUP = 20
 _WORSE = 1.25  # a metric is good enough if no candidate is better by more than this factor
 _LEAST_ESS = 100.0
 _MOST_R_HAT = 1.1
+_BOLDEST = 1.5  # times the step size of dual averaging, which errs towards short steps
 _STUCK = 20.0  # log densities by which a chain that lies below all others has not arrived
 
 
@@ -128,7 +129,7 @@ def pooled(
         cautious = float(np.median(state.averaging.log_average))
         log_step = step_size(np.log(stats["step_size"]), stats["acceptance_rate"], target)
         over = index + plan.last // 2 > warmup or not plan.ends
-        log_step = min(log_step, cautious + np.log(2.0))
+        log_step = min(log_step, cautious + np.log(_BOLDEST))
         state = _spread(
             state, averaging=_averaging(log_step, cautious - log_step),
             phase=OVER if over else TRIAL, until=0 if over else index + plan.last // 2,
@@ -212,4 +213,4 @@ def _tried(state: Any, stats: dict[str, np.ndarray], target: float) -> float:
     change = 0.5 * (np.log(-ndtri(0.5 * target)) - np.log(-ndtri(0.5 * acceptance)))
     if np.any(stats["diverging"]) or acceptance < target - 0.05:
         return min(log_step + change, cautious)
-    return log_step + float(np.clip(change, -0.2, 0.2))
+    return log_step + max(min(change, 0.0), -0.3) + 0.5 * min(max(change, 0.0), 0.2)
