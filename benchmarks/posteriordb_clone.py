@@ -3,8 +3,7 @@
     git clone https://github.com/stan-dev/posteriordb
 
 `wells` and `radon` have no reference draws there: theirs are means and standard deviations on which
-two engines agreed (|z| at most 3.2 over all scalars), 4 x 10,000 draws. Priors are those of the Stan
-files.
+two engines agreed (|z| at most 3.2 over all scalars). Priors are those of the Stan files.
 """
 
 import io

@@ -95,7 +95,7 @@ class Metric(NamedTuple):
         factor: L, lower triangular (D, D), or its diagonal (D,).
     """
 
-    factor: Float[Array, " D"] | Float[Array, "D D"]
+    factor: Float[Any, " D"] | Float[Any, "D D"]
 
     @classmethod
     def of(cls, inverse: Float[Array, " D"] | Float[Array, "D D"]) -> Metric:
@@ -131,9 +131,9 @@ class LowRank(NamedTuple):
         stretch: a, (K,): by how much the lengths along the directions exceed one.
     """
 
-    scale: Float[Array, " D"]
-    directions: Float[Array, "K D"]
-    stretch: Float[Array, " K"]
+    scale: Float[Any, " D"]
+    directions: Float[Any, "K D"]
+    stretch: Float[Any, " K"]
 
     def _stretched(self, z: Float[Array, " D"]) -> Float[Array, " D"]:
         along = self.stretch * jnp.sum(self.directions * z, 1)

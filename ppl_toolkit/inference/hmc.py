@@ -579,7 +579,8 @@ def _scaled(kind: str, scale: Vector) -> Metric | LowRank:
 
 def _windowed(chain: HMCState, moments: Moments, stage: Stage) -> tuple[HMCState, Moments]:
     """One iteration of a warm-up in windows, without other chains: Stan's."""
-    plan, position, metric = stage.schedule, chain.point.position, chain.metric
+    plan, position = stage.schedule, chain.point.position
+    metric: Any = chain.metric
     gathered = _where(plan.collects(stage.index), moments.update(position), moments)
 
     def renew() -> tuple[HMCState, Moments]:

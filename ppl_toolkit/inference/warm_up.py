@@ -81,7 +81,7 @@ class _Drawn(NamedTuple):
         else:
             parts = np.array_split(both, 2, axis=1)
         centred = [part - part.mean(2, keepdims=True) for part in parts]
-        return [tuple(x.reshape(-1, x.shape[-1]) for x in part) for part in centred]  # type: ignore[misc]
+        return [tuple(x.reshape(-1, x.shape[-1]) for x in part) for part in centred]
 
 
 def step_size(log_steps: np.ndarray, acceptance: np.ndarray, target: float) -> float:
@@ -113,7 +113,7 @@ def pooled(
         index: number of iterations done.
         warmup: how many there are at most.
     """
-    plan, segment = Plan.of(warmup), _Drawn(*drawn, stats)
+    plan, segment = Plan.of(warmup), _Drawn(drawn[0], drawn[1], stats)
     phase = int(np.max(state.phase))
     half = plan.last - plan.last // 2
     if phase == METRIC:

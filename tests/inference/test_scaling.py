@@ -63,7 +63,8 @@ def test_scales_of_what_does_not_vary_are_finite_and_positive(bad):
     x, g = gaussian(np.eye(3), 10)
     x[:, 1], g[:, 2] = 0.0, bad
     scale = scaling.diagonal(x, g)
-    assert np.all(np.isfinite(scale)) and np.all(scale > 0.0)
+    assert np.all(np.isfinite(scale))
+    assert np.all(scale > 0.0)
 
 
 @pytest.mark.parametrize("kind", ["diagonal", "dense", "low rank"])

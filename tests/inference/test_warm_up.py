@@ -55,7 +55,8 @@ def test_segments_grow_and_leave_time_for_the_step_size(warmup):
     ends, last = Plan.of(warmup)
     widths = np.diff([0, *ends])
     assert ends[-1] == warmup - last
-    assert np.all(widths > 0) and np.all(np.diff(widths) >= 0)
+    assert np.all(widths > 0)
+    assert np.all(np.diff(widths) >= 0)
     assert 0.05 * warmup <= last <= 50 or last == 50 or warmup < 1000
 
 
@@ -71,7 +72,8 @@ def test_the_step_size_of_an_exact_response():
 def test_chains_share_a_metric_and_a_step_size():
     state = state_of(METRIC, 10, [0.1, 0.2, 0.4, 9.0])
     new = pooled("dense", 0.8, state, *segment(10), 10, 1000)
-    assert set(new.phase) == {METRIC} and set(new.until) == {26}
+    assert set(new.phase) == {METRIC}
+    assert set(new.until) == {26}
     for leaf in (new.metric.factor, new.averaging.log_step, new.averaging.centre):
         assert np.all(leaf == leaf[:1])
     assert new.averaging.log_step[0] < 3.0  # the median: one chain that ran away does no harm
@@ -82,9 +84,11 @@ def test_a_metric_that_cannot_be_bettered_ends_the_search():
     draws = segment(60, 1)
     right = np.linalg.cholesky(MATRIX)
     new = pooled("dense", 0.8, state_of(METRIC, 155, factor=right), *draws, 155, 1000)
-    assert set(new.phase) == {STEP} and set(new.until) == {180}
+    assert set(new.phase) == {STEP}
+    assert set(new.until) == {180}
     poor = pooled("dense", 0.8, state_of(METRIC, 155), *draws, 155, 1000)
-    assert set(poor.phase) == {METRIC} and set(poor.until) == {257}
+    assert set(poor.phase) == {METRIC}
+    assert set(poor.until) == {257}
 
 
 def test_chains_that_disagree_go_on():
@@ -96,17 +100,20 @@ def test_chains_that_disagree_go_on():
 
 def test_the_last_segment_ends_the_search_in_any_case():
     new = pooled("dense", 0.8, state_of(METRIC, 950), *segment(60), 950, 1000)
-    assert set(new.phase) == {STEP} and set(new.until) == {975}
+    assert set(new.phase) == {STEP}
+    assert set(new.until) == {975}
 
 
 def test_the_step_size_is_found_tried_and_corrected():
     state = state_of(STEP, 975, np.log([0.5] * CHAINS))
     found = pooled("dense", 0.8, state, *segment(25, steps=0.5, acceptance=0.9), 975, 1000)
-    assert set(found.phase) == {TRIAL} and set(found.until) == {1000}
+    assert set(found.phase) == {TRIAL}
+    assert set(found.until) == {1000}
     assert np.all(found.averaging.log_average > np.log(0.5))
     np.testing.assert_allclose(found.averaging.centre, np.log(0.5))
     over = pooled("dense", 0.8, found, *segment(25, acceptance=0.85), 1000, 1000)
-    assert set(over.phase) == {OVER} and set(over.until) == {0}
+    assert set(over.phase) == {OVER}
+    assert set(over.until) == {0}
     assert np.all(over.averaging.log_average > found.averaging.log_average)
 
 
