@@ -115,7 +115,7 @@ def carry_out(call: Call, begin: Begin) -> xarray.DataTree:
     engine = Engine(program, method, call.lanes, call.devices)
     other = _data_groups(call)
     total = call.warmup + call.draws
-    going_on = begin.iteration > 0
+    going_on = begin.state is not None and not begin.renew
     if call.store is not None and not going_on:
         require_free(call.store)
     label = f"{call.name}, {call.chains} chains"

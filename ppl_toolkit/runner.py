@@ -587,6 +587,8 @@ class Run:
             iteration, steps, states = begun
             for unit, state in zip(self.units, states, strict=True):
                 unit.state = state
+            with contextlib.suppress(Exception):  # it may be the disk that failed
+                sink.commit(self.state, iteration, steps)
         return Outcome(
             iteration,
             self.state(),

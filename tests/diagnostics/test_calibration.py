@@ -1,5 +1,6 @@
 """Simulation-based calibration: right samplers pass, wrong ones are named."""
 
+import re
 import sys
 from pathlib import Path
 
@@ -96,7 +97,8 @@ def test_a_wrong_sampler_is_named_with_its_error():
     assert not found.ok
     assert "tau" in found.failed
     assert "tau: p = " in str(found)
-    assert "too low" in str(found)  # without its Jacobian tau is drawn to zero
+    # Without its Jacobian tau is drawn to zero, where chains stay.
+    assert re.search(r"tau: p = \S+, the draws are too (low|narrow)", str(found))
 
 
 def test_functions_of_a_users_own_are_ranked():
