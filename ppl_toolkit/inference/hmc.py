@@ -459,7 +459,7 @@ class _Hamiltonian(Spec):
 
     def pooled_at(self, state: HMCState) -> int:
         """The iteration after which warm-up pools the chains; 0 once it is over."""
-        return int(np.max(state.until))
+        return int(np.asarray(state.until).max())
 
     def pool(
         self, state: HMCState, drawn: Draw, stats: dict[str, Any], index: int, warmup: int

@@ -114,7 +114,7 @@ def pooled(
         warmup: how many there are at most.
     """
     plan, segment = Plan.of(warmup), _Drawn(drawn[0], drawn[1], stats)
-    phase = int(np.max(state.phase))
+    phase = int(np.asarray(state.phase).max())
     half = plan.last - plan.last // 2
     if phase == METRIC:
         metric, log_step, arrived = _metric(kind, state, segment)
