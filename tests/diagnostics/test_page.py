@@ -54,7 +54,7 @@ def page(full):
 
 @pytest.fixture(scope="module")
 def centred():
-    return quiet(eight_schools_centred, ERRORS, y=EFFECTS, seed=2, warmup=5)
+    return quiet(eight_schools_centred, ERRORS, y=EFFECTS, seed=2, method=ppl.NUTS(max_depth=1))
 
 
 # -- the document -------------------------------------------------------------------------------
