@@ -54,7 +54,9 @@ def page(full):
 
 @pytest.fixture(scope="module")
 def centred():
-    return quiet(eight_schools_centred, ERRORS, y=EFFECTS, seed=2, method=ppl.NUTS(max_depth=1))
+    """A funnel with steps that are far too long: divergences, and chains that disagree."""
+    method = ppl.NUTS(target_acceptance=0.3)
+    return quiet(eight_schools_centred, ERRORS, y=EFFECTS, seed=1, method=method)
 
 
 # -- the document -------------------------------------------------------------------------------
