@@ -284,7 +284,9 @@ print("the nameless draws, put in order: centres", by_hand.mean(0).round(2))
 # ## A long thin ridge
 #
 # Employment in the United States, in millions, 1947 to 1962: how fast did it grow? The model is a
-# straight line, as it is written in a hurry: intercept plus slope times year.
+# straight line, as it is written in a hurry: intercept plus slope times year. And suppose the
+# sampler were one that gives every parameter a scale of its own and no more, as most do: a
+# *diagonal* metric.
 
 # %%
 YEARS = np.arange(1947.0, 1963.0)
@@ -302,7 +304,8 @@ def trend(time, employed=None):
         numpyro.sample("employed", dist.Normal(level + growth * time, noise), obs=employed)
 
 
-hurried = quiet(trend, YEARS, employed=EMPLOYED, seed=0)
+scales = ppl.NUTS(metric="diagonal")
+hurried = quiet(trend, YEARS, employed=EMPLOYED, seed=0, method=scales)
 print(ppl.report(hurried))
 
 # %% [markdown]
@@ -311,16 +314,16 @@ print(ppl.report(hurried))
 # Steps must be as short as the ridge is narrow, and it takes about a thousand of them to walk along
 # it, which is all that a trajectory may have: *tree depth*. It is not wrong, but slow.
 #
-# - `metric="dense"` lets the sampler learn the correlation, at a cost that grows with the square of
-#   the number of parameters. It has to be learned from draws of a chain that is itself in trouble.
+# - Let the sampler learn the correlation. It does so by default, from the draws *and* the gradients
+#   of all chains: a dense metric up to 40 parameters, a few directions beyond.
 # - Centring the predictor removes the correlation: count the years from the middle of the data.
 #   Then `level` is the employment in the middle, and means something. It is the same program with
-#   other data.
+#   other data, and scales are all that is to be learned.
 
 # %%
-dense = quiet(trend, YEARS, employed=EMPLOYED, seed=0, method=ppl.NUTS(metric="dense"))
+learned = quiet(trend, YEARS, employed=EMPLOYED, seed=0)
 middle = YEARS.mean()
-shifted = quiet(trend, YEARS - middle, employed=EMPLOYED, seed=0)
+shifted = quiet(trend, YEARS - middle, employed=EMPLOYED, seed=0, method=scales)
 
 figure, panels = plt.subplots(1, 2, figsize=(8, 3.2), layout="constrained")
 for panel, run, origin in ((panels[0], hurried, 0.0), (panels[1], shifted, middle)):
@@ -332,18 +335,24 @@ for panel, run, origin in ((panels[0], hurried, 0.0), (panels[1], shifted, middl
     )
     panel.set(xlabel="growth (millions a year)", ylabel="level (millions)")
 
-runs = {"years from 0": hurried, "dense metric": dense, "years from the middle": shifted}
+runs = {
+    "years from 0, scales only": hurried,
+    "years from 0, as it comes": learned,
+    "years from the middle, scales": shifted,
+}
 compare(runs)
 for name, run in runs.items():
     steps = float(run["sample_stats"]["n_steps"].mean())
     growth = run["posterior"]["growth"]
-    print(f"{name:30}{steps:6.0f} gradients a draw, growth {float(growth.mean()):.3f} +- "
-          f"{float(growth.std()):.3f} million a year")  # fmt: skip
+    print(f"{name:30}{steps:6.0f} gradients a draw, "
+          f"{run.attrs['n_gradient_evaluations_warmup']:8,} to warm up, growth "
+          f"{float(growth.mean()):.3f} +- {float(growth.std()):.3f} million a year")  # fmt: skip
 
 # %% [markdown]
-# With several predictors: centre and scale each. If they are also correlated among themselves, use
-# the dense metric, or replace the columns by orthogonal ones (`np.linalg.qr`) and turn the
-# coefficients back afterwards.
+# The metric that was learned makes the ridge as easy as the centred line. It cures a *straight*
+# ridge, one shape everywhere; a bent one, or a funnel, looks different in every place, and needs
+# other coordinates. With hundreds of correlated predictors replace the columns by orthogonal ones
+# (`np.linalg.qr`) and turn the coefficients back afterwards.
 #
 # ## From the finding to the remedy
 #
@@ -353,7 +362,7 @@ for name, run in runs.items():
 # | divergences, a handful | a sharp corner somewhere | smaller steps: `target_acceptance=0.95` |
 # | multimodal | several peaks | break the symmetry; rethink the model if there is none |
 # | stuck | a start far outside, steps far too long | start elsewhere; warm up for longer |
-# | tree depth | a long thin ridge, unequal scales | centre, scale; `metric="dense"` |
+# | tree depth | a ridge that is bent, or more of them than a metric holds | centre, scale |
 # | R-hat, ESS and nothing else | as it should be, but slow | draw more: `ppl.extend` |
 #
 # The order matters: reparametrise first, tune second, draw more last. And an absence of findings

@@ -24,12 +24,15 @@ __all__ = ["EARLY", "METRIC", "OVER", "STEP", "TRIAL", "Plan", "pooled", "step_s
 METRIC, STEP, TRIAL, OVER = range(4)  # what is learned: the metric, the step size; it is tried
 EARLY = 25  # iterations in which trajectories are kept short
 _FIRST, _GROWTH = 10, 1.6
-_LAST = 50  # iterations for the step size
+_LAST = 100  # iterations for the step size: a quarter to find it, the others to try it
 _LEAST_WARMUP = 20
 _WORSE = 1.25  # a metric is good enough if no candidate is better by more than this factor
 _LEAST_ESS = 100.0
 _MOST_R_HAT = 1.1
 _BOLDEST = 1.5  # times the step size of dual averaging, which errs towards short steps
+_SETTLED = 0.1  # a log step size that falls by less in its trial is tried no more
+_CALM, _ROUGH = 3.0, 10.0  # energy errors; the larger has probability exp(-10) under the target
+_MOST_ROUGH, _TAIL = 0.005, 8.0  # share of trajectories with such errors; its growth with the step
 _STUCK = 20.0  # log densities by which a chain that lies below all others has not arrived
 
 
@@ -115,7 +118,7 @@ def pooled(
     """
     plan, segment = Plan.of(warmup), _Drawn(drawn[0], drawn[1], stats)
     phase = int(np.asarray(state.phase).max())
-    half = plan.last - plan.last // 2
+    quarter = -(-plan.last // 4) if plan.ends else plan.last
     if phase == METRIC:
         metric, log_step, arrived = _metric(kind, state, segment)
         ends = [end for end in plan.ends if end > index]
@@ -123,21 +126,28 @@ def pooled(
         state = _spread(
             _unstuck(state, segment), metric=metric,
             averaging=_averaging(log_step, np.log(10.0) if index <= EARLY else np.log(2.0)),
-            phase=STEP if last else METRIC, until=index + half if last else ends[0],
+            phase=STEP if last else METRIC, until=index + quarter if last else ends[0],
         )  # fmt: skip
     elif phase == STEP:
         cautious = float(np.median(state.averaging.log_average))
         log_step = step_size(np.log(stats["step_size"]), stats["acceptance_rate"], target)
-        over = index + plan.last // 2 > warmup or not plan.ends
         log_step = min(log_step, cautious + np.log(_BOLDEST))
-        state = _spread(
-            state, averaging=_averaging(log_step, cautious - log_step),
-            phase=OVER if over else TRIAL, until=0 if over else index + plan.last // 2,
-        )  # fmt: skip
+        state = _trial(state, log_step, 0.1, index + quarter, warmup)
     else:
-        log_step = _tried(state, stats, target)
-        state = _spread(state, averaging=_averaging(log_step, 0.0), phase=OVER, until=0)
+        before, longest = (float(x[0]) for x in (state.averaging.log_step, state.averaging.centre))
+        log_step = min(_tried(before, stats, target), longest)
+        until = index + 2 * quarter if before - log_step > _SETTLED else warmup + 1
+        state = _trial(state, log_step, 0.0, until, warmup)
     return state
+
+
+def _trial(state: Any, log_step: float, room: float, until: int, warmup: int) -> Any:
+    """All chains go on with one step size: to try it, or for good where there is no time left.
+
+    After the trial it may have grown by ``room`` at most.
+    """
+    phase, until = (TRIAL, until) if until <= warmup else (OVER, 0)
+    return _spread(state, averaging=_averaging(log_step, room), phase=phase, until=until)
 
 
 def _averaging(log_step: float, above: float) -> DualAveraging:
@@ -206,11 +216,22 @@ def _unstuck(state: Any, segment: _Drawn) -> Any:
     return state._replace(point=jax.tree.map(lambda leaf: leaf[source], state.point))
 
 
-def _tried(state: Any, stats: dict[str, np.ndarray], target: float) -> float:
-    """The log step size corrected by the acceptance it had; the cautious one where it failed."""
-    log_step, cautious = float(state.averaging.log_step[0]), float(state.averaging.centre[0])
+def _tried(log_step: float, stats: dict[str, np.ndarray], target: float) -> float:
+    """The log step size that its trial speaks for.
+
+    It is corrected by the acceptance it had, upwards only if all was calm. Energy errors too large to be
+    noise tell of places where the curvature is larger than elsewhere; they become divergences
+    there. Their frequency is taken to grow as the step's power `_TAIL`, and bounded.
+    """
     acceptance = float(np.clip(np.mean(stats["acceptance_rate"]), 0.05, 0.99))
     change = 0.5 * (np.log(-ndtri(0.5 * target)) - np.log(-ndtri(0.5 * acceptance)))
-    if np.any(stats["diverging"]) or acceptance < target - 0.05:
-        return min(log_step + change, cautious)
-    return log_step + max(min(change, 0.0), -0.3) + 0.5 * min(max(change, 0.0), 0.2)
+    if "max_energy_error" in stats:
+        errors = stats["max_energy_error"]
+    else:
+        errors = -np.log(np.maximum(stats["acceptance_rate"], 1e-300))
+    rough = (errors > _ROUGH) | stats["diverging"]
+    if rough.any():
+        change = min(change, np.log(_MOST_ROUGH * rough.size / (rough.sum() + 0.5)) / _TAIL)
+    if np.any(errors > _CALM):
+        change = min(change, 0.0)
+    return log_step + max(change, -1.0)
