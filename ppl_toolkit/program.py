@@ -33,6 +33,7 @@ from ppl_toolkit.errors import (
 )
 from ppl_toolkit.executables import evaluate
 from ppl_toolkit.fingerprint import fingerprint
+from ppl_toolkit.fused import total
 from ppl_toolkit.layout import Layout, active_elements, mark_of, read_layout
 from ppl_toolkit.replay import (
     alone,
@@ -403,8 +404,7 @@ class Program:
         if self.marginalised:
             return self._marginal_log_density(position, data)
         self._require_continuous()
-        scores, _ = self.scores(data, self._at(position))
-        return sum((jnp.sum(score) for score in scores.values()), start=0.0)
+        return total(self.trace(data, self._at(position)))
 
     def _marginal_log_density(self, position: Any, data: Sequence[Any]) -> Any:
         """The same with the finite discrete sites summed out by variable elimination (funsor)."""
@@ -432,8 +432,7 @@ class Program:
 
     def log_joint(self, values: Mapping[str, Any], data: Sequence[Any]) -> Any:
         """Log joint density at constrained ``values`` of all latent sites (no Jacobian)."""
-        scores, _ = self.scores(data, functools.partial(handlers.substitute, data=dict(values)))
-        return sum((jnp.sum(score) for score in scores.values()), start=0.0)
+        return total(self.trace(data, functools.partial(handlers.substitute, data=dict(values))))
 
     def log_terms(self, values: Mapping[str, Any], data: Sequence[Any]) -> dict[str, Any]:
         """Elementwise log probability by site at constrained ``values`` of the latent sites."""

@@ -80,7 +80,7 @@ class Traced(NamedTuple):
 _CUSTOM_RULES = ("custom_jvp_call", "custom_vjp_call")
 # Rules that belong to one function of JAX's, whose jaxpr tells it: those of files where all do, and
 # of functions that got theirs by `defjvps`, which hides where a rule is from.
-_RULES_OF_JAX = re.compile(r"/jax/_src/(lax/other|scipy/special)\.py:")
+_RULES_OF_JAX = re.compile(r"/(jax/_src/(lax/other|scipy/special)|ppl_toolkit/fused)\.py:")
 _FUNCTIONS_OF_JAX = re.compile(r"(logit|relu|relu6|log1mexp) at .*/jax/_src/(scipy|nn)/\w+\.py:")
 
 

@@ -20,8 +20,8 @@ runpy.run_path(sys.argv[1], run_name="__main__")
 
 SAYS = {
     "quickstart": [
-        r"Verdict: do not use these draws yet\.",  # the centred model
-        r"error +divergences",
+        r"Verdict: look at the findings before using these draws\.",  # the centred model
+        r"warning +bfmi",
         r"errors halved +prepared in +\d\.\d\d s",
         r"elpd_loo +-3\d\.\d+",
         r"the draws came back unchanged: True",
@@ -35,12 +35,12 @@ SAYS = {
     ],
     "unhappy_sampler": [
         r"215 hits of 810: 0\.265",
-        r"no data, centred +[1-9]\d+",  # divergences
+        r"no data, centred +\d+ +1\.[0-9]\d\d +\d\d ",  # R-hat, and few effective draws
         r"no data: P\(spread < 0\.05\) = 0\.0[01]\d centred, .*\(exactly 0\.040\)",
         r"error: multimodal: ",
         r"ordered +\d +1\.0\d\d",
         r"[1-9]\d% of the trajectories",
-        r"years from the middle +\d +1\.0\d\d",
+        r"years from the middle, scales +\d +1\.0\d\d",
     ],
     "calibrated": [
         r"Nothing contradicts calibration",  # NUTS

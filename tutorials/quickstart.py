@@ -121,9 +121,10 @@ for finding in ppl.findings(first):
 # %% [markdown]
 # What do they mean? When `tau` is small, all eight `theta` must lie close to `mu`: the posterior
 # is a funnel with a narrow neck. A step that suits the wide mouth is far too long for the neck,
-# and the sampler's simulated path flies off: a *divergence*. Some chains then never enter the
-# neck, and others get stuck in it, so the chains disagree about `tau`. More draws do not repair
-# that, and smaller steps alone only soften it.
+# and the sampler's simulated path flies off: a *divergence*. NUTS tries its steps before it draws,
+# and shortens them where that happens, so that few are left or none. But the height in the funnel
+# still changes only a little with every draw (*E-BFMI*): chains enter the neck rarely, stay for
+# long, and say little about `tau` (*ESS*, *R-hat*). More draws hardly repair that.
 #
 # ## The repair
 #
@@ -147,9 +148,9 @@ posterior = ppl.infer(
 print(ppl.report(posterior))
 
 # %% [markdown]
-# Side by side: the two runs in the plane of one school's effect and log `tau`. On the left the
-# divergences (red) lie where the funnel narrows, and where a chain was stuck the same few values
-# come again and again. On the right the draws run far down into the neck.
+# Side by side: the two runs in the plane of one school's effect and log `tau`. On the left few
+# draws lie where the funnel narrows, in threads: a chain that got there moved slowly. (Divergences,
+# if there are any, are red.) On the right the draws run far down into the neck.
 
 # %%
 figure, panels = plt.subplots(

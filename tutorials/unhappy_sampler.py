@@ -131,16 +131,17 @@ for panel, draws, title in (
     panel.set(xlabel="ability of a player, less the mean", xlim=(-2.5, 2.5), ylim=(-8, 1.6))
 bad = toy["sample_stats"]["diverging"].values.ravel()
 spread = toy["posterior"]["spread"].values.ravel()
-panels[1].plot(x[bad], np.log(spread[bad]), ".", color=RED, ms=4, label=f"{bad.sum()} divergences")
-panels[1].legend(frameon=False, loc="lower right")
+panels[1].plot(x[bad], np.log(spread[bad]), ".", color=RED, ms=4)  # divergences, if any
 _ = panels[0].set_ylabel("log spread")
 
 # %% [markdown]
 # When `spread` is small all eighteen abilities are squeezed together, and the funnel is narrow in
 # eighteen directions at once. A step that is right for the wide part overshoots in the neck: the
-# simulated path flies off and is thrown away (a *divergence*), so the neck is visited too rarely,
-# and by some chains in long bouts (*R-hat*, few effective draws). The volume changes so fast with
-# the height that a fresh momentum moves the chain only a little way up or down (*E-BFMI*).
+# simulated path flies off and is thrown away (a *divergence*). NUTS tries its step size before it
+# draws, and shortens it where paths go astray, so that few divergences are left or none; but the
+# neck is not reached by that. The volume changes so fast with the height that a fresh momentum
+# moves the chain only a little way up or down (*E-BFMI*), so the neck is visited rarely, and by
+# some chains in long bouts (*R-hat*, few effective draws).
 #
 # ### What does not help, and what does
 #

@@ -647,7 +647,9 @@ class NUTS(_Hamiltonian):
 
     Args:
         target_acceptance: mean acceptance that warm-up tunes the step size to; nearer to 1
-            takes smaller steps, which cures most divergences.
+            takes smaller steps, which cures most divergences. Where trajectories meet places of
+            much larger curvature while the step size is tried, it is shortened, to a quarter of
+            the refusals at the least.
         max_depth: trajectories have at most 2^max_depth leapfrog steps.
         metric: "diagonal", "dense" (cost O(D^2) per step) or "low rank" (scales, and a few
             directions stretched: O(D)), learned in warm-up; "auto" is dense up to 40 dimensions,

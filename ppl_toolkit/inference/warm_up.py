@@ -33,6 +33,7 @@ _BOLDEST = 1.5  # times the step size of dual averaging, which errs towards shor
 _SETTLED = 0.1  # a log step size that falls by less in its trial is tried no more
 _CALM, _ROUGH = 3.0, 10.0  # energy errors; the larger has probability exp(-10) under the target
 _MOST_ROUGH, _TAIL = 0.005, 8.0  # share of trajectories with such errors; its growth with the step
+_REFUSED = 0.25  # of what the target leaves refused, at least, for the sake of rough places
 _STUCK = 20.0  # log densities by which a chain that lies below all others has not arrived
 
 
@@ -98,7 +99,7 @@ def step_size(log_steps: np.ndarray, acceptance: np.ndarray, target: float) -> f
         middle = 0.5 * (low + high)
         expected = 2.0 * ndtr(-np.exp(np.clip(middle + 2.0 * log_steps, -50.0, 50.0)))
         low, high = (low, middle) if np.sum(acceptance - expected) > 0.0 else (middle, high)
-    return 0.5 * (np.log(-ndtri(0.5 * target)) - 0.5 * (low + high))
+    return _log_response(target) - 0.25 * (low + high)
 
 
 def pooled(
@@ -219,19 +220,28 @@ def _unstuck(state: Any, segment: _Drawn) -> Any:
 def _tried(log_step: float, stats: dict[str, np.ndarray], target: float) -> float:
     """The log step size that its trial speaks for.
 
-    It is corrected by the acceptance it had, upwards only if all was calm. Energy errors too large to be
-    noise tell of places where the curvature is larger than elsewhere; they become divergences
-    there. Their frequency is taken to grow as the step's power `_TAIL`, and bounded.
+    It is corrected by the acceptance it had, upwards only if all was calm. Energy errors too large
+    to be noise tell of places where the curvature is larger than elsewhere; they become divergences
+    there. Their frequency is taken to grow as the step's power `_TAIL`, and bounded; but at most
+    until a quarter of the refusals are left, since in a funnel no step is short enough, and
+    divergences should tell of it.
     """
-    acceptance = float(np.clip(np.mean(stats["acceptance_rate"]), 0.05, 0.99))
-    change = 0.5 * (np.log(-ndtri(0.5 * target)) - np.log(-ndtri(0.5 * acceptance)))
+    acceptance = float(np.clip(np.mean(stats["acceptance_rate"]), 0.05, 0.999))
+    change = _log_response(target) - _log_response(acceptance)
     if "max_energy_error" in stats:
         errors = stats["max_energy_error"]
     else:
         errors = -np.log(np.maximum(stats["acceptance_rate"], 1e-300))
     rough = (errors > _ROUGH) | stats["diverging"]
     if rough.any():
-        change = min(change, np.log(_MOST_ROUGH * rough.size / (rough.sum() + 0.5)) / _TAIL)
+        safe = np.log(_MOST_ROUGH * rough.size / (rough.sum() + 0.5)) / _TAIL
+        shortest = _log_response(1.0 - _REFUSED * (1.0 - target)) - _log_response(acceptance)
+        change = min(change, max(safe, shortest))
     if np.any(errors > _CALM):
         change = min(change, 0.0)
     return log_step + max(change, -1.0)
+
+
+def _log_response(acceptance: float) -> float:
+    """The log step size with this acceptance, up to a constant: a = 2 Phi(-c eps^2)."""
+    return 0.5 * np.log(-ndtri(0.5 * acceptance))
