@@ -371,11 +371,11 @@ class _Unit:
 
     def restore(self, states: Any) -> None:
         """The state from that of all chains of the run."""
-        self.state = jax.device_put(jax.tree.map(self._padded, states), self.device)
+        self.state = jax.tree.map(self._padded, states)  # the next call puts it on the device
 
     def place(self, states: Any) -> None:
         """The state from that of this unit's chains."""
-        self.state = jax.device_put(jax.tree.map(self._filled, states), self.device)
+        self.state = jax.tree.map(self._filled, states)
 
     def refresh(self) -> None:
         call = self.engine.function("refresh", self.device)

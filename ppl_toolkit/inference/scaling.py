@@ -101,7 +101,8 @@ def _forces(metric: AnyMetric, g: np.ndarray) -> np.ndarray:
 
 def _largest(y: np.ndarray) -> float:
     """The largest variance along any direction."""
-    return float(np.linalg.norm(y, 2) ** 2 / len(y))
+    smaller = y.T @ y if y.shape[1] <= len(y) else y @ y.T
+    return float(np.linalg.eigvalsh(smaller)[-1] / len(y))
 
 
 def stiffness(metric: AnyMetric, g: Table) -> float:

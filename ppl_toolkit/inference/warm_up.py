@@ -32,7 +32,7 @@ _MOST_R_HAT = 1.1
 _BOLDEST = 1.5  # times the step size of dual averaging, which errs towards short steps
 _SETTLED = 0.1  # a log step size that falls by less in its trial is tried no more
 _CALM, _ROUGH = 3.0, 10.0  # energy errors; the larger has probability exp(-10) under the target
-_MOST_ROUGH, _TAIL = 0.005, 8.0  # share of trajectories with such errors; its growth with the step
+_MOST_ROUGH, _TAIL = 0.01, 8.0  # share of trajectories with such errors; its growth with the step
 _REFUSED = 0.25  # of what the target leaves refused, at least, for the sake of rough places
 _STUCK = 20.0  # log densities by which a chain that lies below all others has not arrived
 
@@ -192,7 +192,7 @@ def _agree(positions: np.ndarray) -> bool:
         positions = np.stack(np.split(positions[0][: positions.shape[1] // 2 * 2], 2))
     if positions.shape[1] < 8:
         return False
-    found = convergence.convergence(positions)
+    found = convergence.ranked(positions)
     return bool(
         np.nanmax(found["r_hat"]) < _MOST_R_HAT and np.nanmin(found["ess_bulk"]) >= _LEAST_ESS
     )

@@ -140,9 +140,9 @@ def test_a_step_size_that_is_not_accepted_shrinks_as_the_response_says():
 
 @pytest.mark.parametrize("rough", [1, 4, 20])
 def test_rough_places_bound_the_step_size(rough):
-    """Errors grow as the eighth power: 0.5% of trajectories may have them."""
+    """Errors grow as the eighth power: one in a hundred trajectories may have them."""
     _, change = tried(found_step(), rough=rough)
-    np.testing.assert_allclose((rough + 0.5) / 100 * np.exp(8 * change), 0.005, rtol=1e-9)
+    np.testing.assert_allclose((rough + 0.5) / 100 * np.exp(8 * change), 0.01, rtol=1e-9)
 
 
 def test_a_step_size_that_shrank_is_tried_again_and_does_not_grow():
