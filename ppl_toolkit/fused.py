@@ -18,7 +18,7 @@ from jaxtyping import Array, Float
 
 from ppl_toolkit.replay import log_prob
 
-__all__ = ["sum_log", "total", "total_log_prob"]
+__all__ = ["sum_log", "total", "total_log_prob", "unwrapped"]
 
 _FEW = 32  # elements; with fewer nothing is gained
 
@@ -74,14 +74,20 @@ _TOTALS: dict[type, Callable[[Any, Any], Any]] = {
 }
 
 
+def unwrapped(fn: Any) -> Any:
+    """The distribution within expansions and events of single elements."""
+    while isinstance(fn, dist.distribution.Independent | dist.distribution.ExpandedDistribution):
+        fn = fn.base_dist
+    return fn
+
+
 def total_log_prob(message: Mapping[str, Any]) -> Any:
     """The log probability of a sample site, all elements together, plate scale and mask applied.
 
     Equal to the sum of `log_prob` up to rounding.
     """
     fn, value, scale = message["fn"], message["value"], message["scale"]
-    while isinstance(fn, dist.distribution.Independent | dist.distribution.ExpandedDistribution):
-        fn = fn.base_dist
+    fn = unwrapped(fn)
     total = _TOTALS.get(type(fn))
     one_each = np.shape(value) == message["fn"].shape()
     plain = one_each and not message["intermediates"] and not np.ndim(scale)

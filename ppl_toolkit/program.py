@@ -388,7 +388,8 @@ class Program:
         }
         return scores, trace
 
-    def _at(self, position: Any) -> Callable:
+    def at(self, position: Any) -> Callable:
+        """A handler that puts the latent sites at a flat unconstrained vector."""
         return at_unconstrained(self.unravel(position))
 
     def log_density(self, position: Any, data: Sequence[Any]) -> Any:
@@ -404,14 +405,14 @@ class Program:
         if self.marginalised:
             return self._marginal_log_density(position, data)
         self._require_continuous()
-        return total(self.trace(data, self._at(position)))
+        return total(self.trace(data, self.at(position)))
 
     def _marginal_log_density(self, position: Any, data: Sequence[Any]) -> Any:
         """The same with the finite discrete sites summed out by variable elimination (funsor)."""
         from numpyro.contrib.funsor import config_enumerate, enum, log_density
 
         def model() -> None:
-            self.run(data, _fixed_key(), self._at(position)(config_enumerate(self.model)))
+            self.run(data, _fixed_key(), self.at(position)(config_enumerate(self.model)))
 
         enumerated = enum(model, first_available_dim=-self._plate_dims - 1)
         with alone(), warnings.catch_warnings():
@@ -421,13 +422,13 @@ class Program:
     def log_prior(self, position: Any, data: Sequence[Any]) -> dict[str, Any]:
         """Elementwise log prior density of every latent site, on the constrained space."""
         self._require_continuous()
-        scores, _ = self.scores(data, self._at(position))
+        scores, _ = self.scores(data, self.at(position))
         return {s.name: scores[s.name] for s in self.latent}
 
     def log_likelihood(self, position: Any, data: Sequence[Any]) -> dict[str, Any]:
         """Pointwise log likelihood by observed site (plate scales and masks applied)."""
         self._require_continuous()
-        scores, _ = self.scores(data, self._at(position))
+        scores, _ = self.scores(data, self.at(position))
         return {s.name: scores[s.name] for s in self.observed}
 
     def log_joint(self, values: Mapping[str, Any], data: Sequence[Any]) -> Any:
@@ -477,7 +478,7 @@ class Program:
 
     def constrain(self, position: Any, data: Sequence[Any]) -> dict[str, Any]:
         """Latent and deterministic sites at a flat unconstrained vector."""
-        trace = self.trace(data, self._at(position))
+        trace = self.trace(data, self.at(position))
         values = self.site_values(trace)
         if not self.marginalised:
             return values

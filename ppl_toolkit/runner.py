@@ -29,6 +29,7 @@ from jax import lax, random
 
 from ppl_toolkit import executables
 from ppl_toolkit.program import Program
+from ppl_toolkit.sufficient import reduced
 from ppl_toolkit.tracing import Traced
 
 __all__ = [
@@ -120,10 +121,14 @@ class Engine:
         self.program, self.method, self.lanes = program, method, lanes
         self.devices = tuple(devices)
         self.traced = {name: program.traced(name) for name in method.needs}
+        self.reduced = reduced(program) if "log_density" in method.needs else None
+        if self.reduced is not None:
+            self.traced["log_density"] = self.reduced.traced
         self.consts = [traced.consts for traced in self.traced.values()]
         with program.context():
             self.settings = method.settings(program, 0)
-            inputs = (self.consts, program.data, self.settings)
+            self.data = self.given(program.data)
+            inputs = (self.consts, self.data, self.settings)
             seed = jax.ShapeDtypeStruct((2,), np.uint32)
             chains = jax.ShapeDtypeStruct((lanes,), np.uint32)
             position = jax.ShapeDtypeStruct((lanes, program.size), program.precision)
@@ -139,7 +144,7 @@ class Engine:
             if self._key not in _structures:
                 state = self._traced_once("init", *self._avals["init"])
                 _, draw, stats = self._traced_once("step", *inputs, seed, chains, state, index)
-                values = self._traced_once("values", self.consts, program.data, draw)
+                values = self._traced_once("values", *inputs[:2], draw)
                 _structures[self._key] = _Structure(state, draw, stats, values)
             self.structure = structure = _structures[self._key]
             given_leaves = jax.tree.leaves(structure[1:])
@@ -150,6 +155,13 @@ class Engine:
             )  # fmt: skip
             self._avals["refresh"] = (*inputs, structure.state)
         self.pools = hasattr(method, "pool")
+
+    def given(self, data: Sequence[Any]) -> tuple[Any, ...]:
+        """What programs take for ``data``: these, and statistics of them."""
+        if self.reduced is None:
+            return tuple(data)
+        with self.program.context():
+            return (*data, *self.reduced.statistics(data))
 
     # -- the functions that are compiled ----------------------------------------------------
 
@@ -167,8 +179,11 @@ class Engine:
         return lambda *args: traced(traced.consts, *args)
 
     def _target(self, consts: Any, data: Any) -> SimpleNamespace:
+        count = len(self.program.data)
+
         def bind(traced: Traced, values: Any) -> Callable:
-            return lambda x: traced(values, x, data)
+            reduced = self.reduced is not None and traced is self.reduced.traced
+            return lambda x: traced(values, x, data if reduced else data[:count])
 
         named: dict[str, Callable] = {}
         functions: dict[Any, Callable] = {}
@@ -338,7 +353,7 @@ class _Unit:
         self.inputs = jax.device_put(
             (
                 engine.consts,
-                engine.program.data,
+                engine.data,
                 settings,
                 np.array([seed >> 32, seed & 0xFFFFFFFF], np.uint32),
                 np.array(padded, np.uint32),
@@ -367,7 +382,7 @@ class _Unit:
     def use(self, data: Any) -> None:
         """Go on with other data of the same shapes (`refresh` renews the state's caches)."""
         consts, _, *rest = self.inputs
-        self.inputs = (consts, jax.device_put(tuple(data), self.device), *rest)
+        self.inputs = (consts, jax.device_put(self.engine.given(data), self.device), *rest)
 
     def restore(self, states: Any) -> None:
         """The state from that of all chains of the run."""
