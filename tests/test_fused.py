@@ -63,12 +63,20 @@ def mixture(n=100, k=3):
 def general(n=100):
     mixing = dist.Categorical(probs=np.array([0.3, 0.7]))
     parts = [dist.Normal(0.0, 1.0), dist.StudentT(3.0, 1.0, 2.0)]
-    return dist.MixtureGeneral(mixing, parts), RNG.normal(0.0, 50.0, n)
+    return dist.MixtureGeneral(mixing, parts).expand([n]), RNG.normal(0.0, 50.0, n)
 
 
 def empty_component(n=100):
     mixing = dist.Categorical(probs=np.array([0.0, 0.4, 0.6]))
-    return dist.MixtureSameFamily(mixing, dist.Normal(np.arange(3.0), 1.0)), RNG.normal(size=n)
+    fn = dist.MixtureSameFamily(mixing, dist.Normal(np.arange(3.0), 1.0))
+    return fn.expand([n]), RNG.normal(size=n)
+
+
+def impossible(n=100):
+    mixing = dist.Categorical(probs=np.array([0.4, 0.6]))
+    parts = dist.Beta(np.array([2.0, 3.0]), 2.0, validate_args=False)
+    fn = dist.MixtureSameFamily(mixing, parts, validate_args=False)
+    return fn.expand([n + 1]), np.append(RNG.uniform(0.0, 1.0, n), 0.0)
 
 
 def unchecked(logits):
@@ -92,6 +100,7 @@ SITES = {
     "mixture, far away": (mixture()[0], np.linspace(-1e6, 1e6, 100)),
     "general mixture": general(),
     "a component without weight": empty_component(),
+    "impossible under all": impossible(),
     "few": bernoulli((3,)),
     "one value for several": (bernoulli((50, 3))[0], bernoulli((50, 1))[1]),
 }  # fmt: skip
@@ -116,7 +125,7 @@ def test_scales_of_single_elements_are_kept():
 
 def gradients(fn_of, value, at):
     plain = jax.grad(lambda x: jnp.sum(fn_of(x).log_prob(value)))(at)
-    fused = jax.grad(lambda x: total_log_prob(message(fn_of(x), value)))(at)
+    fused = jax.grad(lambda x: total_log_prob(message(fn_of(x).expand(value.shape), value)))(at)
     return plain, fused
 
 

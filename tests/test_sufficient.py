@@ -188,6 +188,7 @@ def roots_of(function, *args):
         (lambda u, x: (x @ u) ** 2, [(200,)]),
         (lambda u, x: jnp.cumsum(x @ u) / (1.0 + x[:, 1] ** 2), [(3,)]),
         (lambda u, x: x[:, 0] / u[0], [(200,)]),
+        (lambda u, x: (x @ u) * (x[:, ::-1] @ u), [(200,)]),
         (lambda u, x: jnp.where(x[:, 0] > u[0], u[1], 0.0), [(200,)]),
         (lambda u, x: jnp.linalg.norm(u) * x[:, 0], [()]),
     ],
