@@ -15,6 +15,7 @@ except PackageNotFoundError:  # running from a source tree that is not installed
 _HOME = {
     "infer": "front_door",
     "extend": "front_door",
+    "Goal": "goals",
     "Program": "program",
     "predict": "predictions",
     "log_likelihood": "predictions",
@@ -63,6 +64,7 @@ if TYPE_CHECKING:
     from ppl_toolkit.diagnostics.validity import check
     from ppl_toolkit.files import load, save
     from ppl_toolkit.front_door import extend, infer
+    from ppl_toolkit.goals import Goal
     from ppl_toolkit.inference.enumeration import Enumeration
     from ppl_toolkit.inference.hmc import HMC, NUTS
     from ppl_toolkit.inference.mcmc import MCMC

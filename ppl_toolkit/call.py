@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import json
 import time
 from collections.abc import Mapping
@@ -18,6 +19,7 @@ from ppl_toolkit.bare_density import is_density
 from ppl_toolkit.diagnostics.findings import as_json, diagnose
 from ppl_toolkit.diagnostics.structure import model_sites, model_source
 from ppl_toolkit.errors import InitializationError, PPLError, SamplingError
+from ppl_toolkit.goals import Goal, Judge
 from ppl_toolkit.program import Program
 from ppl_toolkit.progress import progress_for
 from ppl_toolkit.runner import Engine, MemorySink, Outcome, Run
@@ -49,6 +51,7 @@ class Call(NamedTuple):
     devices: tuple[Any, ...]
     store: str | Path | None = None
     superchains: int = 0
+    goal: Goal | None = None
 
     @property
     def group(self) -> str:
@@ -78,6 +81,7 @@ class Call(NamedTuple):
             "dims": json.dumps(self.program.user_dims),
             "model_hash": self.program.model_hash,
             "data_hash": self.program.data_hash,
+            "goal": "" if self.goal is None else json.dumps(dataclasses.asdict(self.goal)),
             "log_density": int(is_density(self.program.model)),
             "latent_sites": json.dumps([site.variable for site in self.program.latent]),
         }
@@ -91,6 +95,7 @@ class Begin(NamedTuple):
         state: the sampler's state of an earlier run as named arrays, instead.
         renew: whether that state is of other data, so that its caches must be renewed.
         iteration, draws, warmup_steps: what the earlier part of this run has done.
+        earlier: its draws by site, where there is a goal.
     """
 
     positions: np.ndarray
@@ -100,6 +105,7 @@ class Begin(NamedTuple):
     iteration: int = 0
     draws: int = 0
     warmup_steps: int = 0
+    earlier: Mapping[str, np.ndarray] | None = None
 
 
 def carry_out(call: Call, begin: Begin) -> xarray.DataTree:
@@ -145,6 +151,9 @@ def carry_out(call: Call, begin: Begin) -> xarray.DataTree:
                 begin.draws if going_on else None,
             )
         sink.open(engine.no_draws(call.chains))
+        judge = None if call.goal is None else Judge(call.goal, call.superchains)
+        if judge is not None and begin.earlier is not None:
+            judge.add(begin.earlier)
         outcome = run.chunks(
             sink,
             shown,
@@ -153,8 +162,11 @@ def carry_out(call: Call, begin: Begin) -> xarray.DataTree:
             total=total,
             warmup_steps=begin.warmup_steps,
             chunk=call.chunk,
+            judge=judge,
         )
     attributes = _attributes(call, identity, outcome, compile_seconds, run.threads)
+    if judge is not None:
+        attributes |= {"goal_text": str(call.goal), "goal_missing": judge.missing}
     if outcome.error is not None:
         raise _failure(call, sink, outcome, attributes, other, begin.draws) from outcome.error
     tree = _labelled(call, sink, outcome, attributes, other, begin.draws)

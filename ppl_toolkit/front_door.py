@@ -17,6 +17,8 @@ from ppl_toolkit.bare_density import as_model, density_like
 from ppl_toolkit.call import Begin, Call, carry_out, conclusions
 from ppl_toolkit.diagnostics.findings import as_text, findings
 from ppl_toolkit.errors import CheckpointError, InferenceWarning, MethodError, OptionError
+from ppl_toolkit.files import load
+from ppl_toolkit.goals import Goal
 from ppl_toolkit.inference import as_method, method_named
 from ppl_toolkit.inference.method import Method
 from ppl_toolkit.labels import check_coords, coords_of
@@ -29,7 +31,7 @@ if TYPE_CHECKING:
 
 __all__ = ["extend", "infer"]
 
-_DRAWS, _CHAINS, _SEED = 1000, 4, 0
+_DRAWS, _MOST_DRAWS, _CHAINS, _SEED = 1000, 10_000, 4, 0
 _LEAST = {"draws": 1, "warmup": 0, "chains": 1, "chunk": 1, "threads": 1, "lanes": 1,
           "superchains": 2}  # fmt: skip
 
@@ -42,6 +44,7 @@ def infer(
     warmup: int | None = None,
     chains: int | None = None,
     superchains: int | None = None,
+    until: Goal | None = None,
     seed: int | None = None,
     init: Any = None,
     coords: Mapping[str, Any] | None = None,
@@ -65,11 +68,13 @@ def infer(
         *args, **kwargs: its arguments. Arrays may change from call to call without compiling.
         method: "auto", a name ("nuts", "hmc", "prior", "enumeration"), or a method object such as
             ``NUTS(target_acceptance=0.95)``.
-        draws: draws per chain to keep; 1000, or what the method prefers, if None.
+        draws: draws per chain to keep; 1000, or what the method prefers, if None. With ``until``
+            the most of them; 10,000 if None.
         warmup: warm-up iterations per chain; the method's default if None.
         chains: independent runs; 4 if None.
         superchains: so many groups of chains that start at the same point, for many short chains:
             their convergence is judged by nested R-hat. None: every chain has its own start.
+        until: a `Goal`, such as ``ppl.Goal(ess=1000)``: the run ends when it is reached.
         seed: an integer, 0 if None. The same seed gives the same draws, however the run is cut into
             chunks, threads, stores and resumptions.
         init: where to start: None (random), "prior", a dictionary of site values (one for all
@@ -103,7 +108,7 @@ def infer(
     """
     options = _Options(
         method, draws, warmup, chains, seed, coords, dims, progress, chunk, precision, threads,
-        lanes, devices, superchains,
+        lanes, devices, superchains, until,
     )  # fmt: skip
     options.check()
     for name, place in (("store", store), ("resume", resume)):
@@ -138,6 +143,7 @@ class _Options(NamedTuple):
     lanes: int | None
     devices: Sequence[Any] | None
     superchains: int | None
+    until: Goal | None
 
     def check(self) -> None:
         """Refuse numbers out of their range."""
@@ -145,6 +151,7 @@ class _Options(NamedTuple):
             _check_count(name, getattr(self, name), least)
         if self.seed is not None:
             results.checked_seed(self.seed)
+        _check_goal(self.until)
 
     def call(
         self,
@@ -164,12 +171,17 @@ class _Options(NamedTuple):
                 f"superchains={superchains} must part chains={chains} into equal groups of two or "
                 f"more, such as chains={8 * superchains}."
             )
-        draws = self.draws if self.draws is not None else getattr(method, "draws", _DRAWS)
+        if self.until is not None:
+            _check_serves(method)
+            drawn = ("latent", "deterministic")
+            self.until.check([s.name for s in program.sites.values() if s.kind in drawn])
+        most = getattr(method, "draws", _DRAWS) if self.until is None else _MOST_DRAWS
+        draws = self.draws if self.draws is not None else most
         return Call(
             program, method, reason, draws, warmup, chains,
             _SEED if self.seed is None else int(self.seed), labels, self.progress, self.chunk,
             self.threads, self.lanes or _default_lanes(chains),
-            tuple(self.devices or jax.local_devices()[:1]), store, superchains,
+            tuple(self.devices or jax.local_devices()[:1]), store, superchains, self.until,
         )  # fmt: skip
 
 
@@ -229,16 +241,19 @@ def _resumed(
     _require_same(program, was)
     kept = {name: was[name] for name in ("chains", "seed", "lanes")}
     kept["superchains"] = was.get("superchains", 0)
+    if options.until is None and was.get("goal"):
+        kept["until"] = Goal(**json.loads(was["goal"]))
     options = options._replace(draws=draws, **kept)
     call = options.call(program, method, reason, labels, int(was["warmup"]), path)
-    return call, _going_on(call, stored)
+    return call, _going_on(call, stored, load(path) if call.goal is not None else None)
 
 
 def extend(
     tree: xarray.DataTree,
     model: Callable,
     *args: Any,
-    draws: int = 1000,
+    draws: int | None = None,
+    until: Goal | None = None,
     progress: bool | str = "auto",
     chunk: int | None = None,
     threads: int | None = None,
@@ -251,7 +266,8 @@ def extend(
     Args:
         tree: a result of `infer`, complete or interrupted (in warm-up as well).
         model, *args, **kwargs: the model and the arguments of the run.
-        draws: further draws per chain.
+        draws: further draws per chain; 1000 if None. With ``until`` the most; 10,000 if None.
+        until: a `Goal` for the old and the new draws together.
         progress, chunk, threads, data: as in `infer`.
         method: the method object of the run, where it is one of your own.
 
@@ -265,6 +281,9 @@ def extend(
     results.require_tree(tree)
     for name, value in (("draws", draws), ("chunk", chunk), ("threads", threads)):
         _check_count(name, value, 1)
+    _check_goal(until)
+    if draws is None:
+        draws = _DRAWS if until is None else _MOST_DRAWS
     if "sampler_state" not in tree.children:
         raise CheckpointError("this result has no sampler_state group, so it cannot be extended.")
     attrs: dict[str, Any] = {str(k): v for k, v in tree.attrs.items()}
@@ -289,7 +308,7 @@ def extend(
         program, method, attrs["method_reason"], done + draws, int(attrs["warmup"]),
         int(attrs["chains"]), int(attrs["seed"]), coords_of(tree, program), progress,
         chunk, threads, int(attrs["lanes"]), tuple(jax.local_devices()[:1]),
-        None, int(attrs.get("superchains", 0)),
+        None, int(attrs.get("superchains", 0)), until,
     )  # fmt: skip
     stored = Checkpoint(
         {
@@ -301,7 +320,7 @@ def extend(
         {},
         {},
     )
-    new = carry_out(call, _going_on(call, stored))
+    new = carry_out(call, _going_on(call, stored, tree if until is not None else None))
     joined = _concatenated(tree, new)
     _warn_of(joined)
     return joined
@@ -315,13 +334,18 @@ def _model_of(tree: xarray.DataTree, model: Callable) -> Callable:
     return density_like(model, {str(name): values.shape[2:] for name, values in draws.items()})
 
 
-def _going_on(call: Call, stored: Checkpoint) -> Begin:
-    """The beginning of a run that goes on from a checkpoint."""
+def _going_on(call: Call, stored: Checkpoint, tree: xarray.DataTree | None) -> Begin:
+    """The beginning of a run that goes on from a checkpoint; a goal sees the draws of ``tree``."""
     nowhere = np.zeros((call.chains, call.program.size), call.program.precision)
     was = stored.manifest
+    earlier = None
+    if tree is not None and was["draws"]:
+        group = tree[call.group].dataset
+        sites = [s for s in call.program.sites.values() if s.variable in group]
+        earlier = {s.name: group[s.variable].values[:, : was["draws"]] for s in sites}
     return Begin(
         nowhere, np.zeros(call.chains, bool), stored.state, iteration=int(was["iteration"]),
-        draws=int(was["draws"]), warmup_steps=int(was["warmup_steps"]),
+        draws=int(was["draws"]), warmup_steps=int(was["warmup_steps"]), earlier=earlier,
     )  # fmt: skip
 
 
@@ -384,6 +408,19 @@ def _check_count(name: str, value: Any, least: int) -> None:
     wrong = isinstance(value, bool) or not isinstance(value, int | np.integer) or value < least
     if value is not None and wrong:
         raise OptionError(f"{name} must be an integer >= {least}; got {value!r}.")
+
+
+def _check_goal(until: Any) -> None:
+    if not isinstance(until, Goal | None):
+        raise OptionError(f"until must be a Goal, such as ppl.Goal(ess=1000); got {until!r}.")
+
+
+def _check_serves(method: Any) -> None:
+    if hasattr(method, "draws"):
+        raise OptionError(
+            f"until= ends runs whose draws are of one law; {type(method).__name__} decides itself "
+            "how far it goes. Leave until= out."
+        )
 
 
 def _precision(precision: str | None) -> str:

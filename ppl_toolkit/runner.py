@@ -28,6 +28,7 @@ import numpy as np
 from jax import lax, random
 
 from ppl_toolkit import executables
+from ppl_toolkit.goals import Judge
 from ppl_toolkit.program import Program
 from ppl_toolkit.sufficient import reduced
 from ppl_toolkit.tracing import Traced
@@ -541,6 +542,7 @@ class Run:
         total: int,
         warmup_steps: int = 0,
         chunk: int | None = None,
+        judge: Judge | None = None,
     ) -> Outcome:
         """Run iterations ``start`` to ``total``, the first ``warmup`` of them being warm-up.
 
@@ -550,7 +552,8 @@ class Run:
         before stays, with the state that belongs to it.
 
         Where the method pools its chains, warm-up is committed segment by segment, and may end
-        early: the iterations left out are never run, so that draws have the same keys.
+        early: the iterations left out are never run, so that draws have the same keys. A ``judge``
+        is shown the draws, and ends the run when its goal is reached.
         """
         iteration, length = start, chunk or 16
         most = max(1, _CHUNK_BYTES // (self.engine.row_bytes * self.chains))
@@ -558,10 +561,12 @@ class Run:
         steps, error = warmup_steps, None
         segment: list[Block] = []
         begun = iteration, steps, [unit.state for unit in self.units]
+        if judge is not None and judge.done():
+            total = iteration
         with _workers(self.threads) as pool, _Interrupts() as stop:
             while iteration < total and not stop.requested:
                 collect = iteration >= warmup
-                end = total
+                end = total if judge is None else min(total, warmup + judge.next)
                 if not collect:
                     end = self.engine.pooled_at(self.units[0].state, warmup)
                 count = min(length, end - iteration)
@@ -573,6 +578,9 @@ class Run:
                     done, then = steps, iteration + count
                     if collect:
                         sink.append(block)
+                        if judge is not None:
+                            judge.add(block.values)
+                            total = then if judge.done() else total
                     else:
                         done += int(np.sum(block.stats.get("n_steps", 0)))
                         then = self._pooled(segment, block, then, end, warmup)

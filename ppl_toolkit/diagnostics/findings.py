@@ -167,8 +167,8 @@ def _sampler_findings(tree: xarray.DataTree) -> list[Finding]:
                     share,
                     f"{share:.0%} of the trajectories ended at the largest tree depth: "
                     "exploration is slow.",
-                    "Rescale or decorrelate parameters (standardise predictors; "
-                    "NUTS(metric='dense')), or raise max_depth.",
+                    "Rescale or decorrelate parameters (standardise predictors), or raise "
+                    "max_depth.",
                 )
             )
     if "energy" in stats and stats.sizes["draw"] >= 100:
@@ -567,6 +567,19 @@ def _setup_findings(tree: xarray.DataTree) -> list[Finding]:
                 f"plates {plates} see one random subsample, fixed for the whole run: this is "
                 "the posterior of the reweighted subsample.",
                 "Use all data (no subsample_size) for exact inference.",
+            )
+        )
+    missing = tree.attrs.get("goal_missing")
+    if missing and not tree.attrs.get("interrupted"):
+        found.append(
+            Finding(
+                "goal",
+                "warning",
+                (),
+                1.0,
+                f"the goal ({tree.attrs['goal_text']}) was not reached: {missing}.",
+                "Raise draws=, the most that are drawn, or go on with "
+                "ppl.extend(result, model, ..., until=goal).",
             )
         )
     return found

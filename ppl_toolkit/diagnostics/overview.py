@@ -53,6 +53,8 @@ def headline(view: View) -> str:
         f"{view.attribute('method') or 'draws'}: {view.chains} chain"
         f"{'' if view.chains == 1 else 's'} of {view.count:,} draws"
     ]
+    if goal := view.attribute("goal_text"):
+        parts.append(f"until {goal}")
     if (warmup := view.attribute("warmup")) is not None:
         parts.append(f"warm-up {int(warmup):,}")
     if (seed := view.attribute("seed")) is not None:
