@@ -574,6 +574,7 @@ class Run:
                 states = [unit.state for unit in self.units]
                 try:
                     parts = self._each(pool, _advance_work(iteration, count, collect))
+                    drawn = time.perf_counter() - begin
                     block = _joined([_joined(blocks, 1) for blocks in parts], 0)
                     done, then = steps, iteration + count
                     if collect:
@@ -603,8 +604,9 @@ class Run:
                 seconds["sampling" if collect else "warmup"] += elapsed
                 with contextlib.suppress(Exception):  # a closed stream must not cost the draws
                     progress.update(iteration, block.stats)
-                if chunk is None:
-                    ideal = int(count * _CHUNK_SECONDS / max(elapsed, 1e-6))
+                if chunk is None:  # what is done between chunks, on a slow disk say, stays small
+                    aim = max(_CHUNK_SECONDS, 4.0 * (elapsed - drawn))
+                    ideal = int(count * aim / max(drawn, 1e-6))
                     length = min(int(np.clip(ideal, max(length // 4, 1), 4 * length)), most)
         if segment:  # of which nothing was pooled
             iteration, steps, states = begun

@@ -4,6 +4,7 @@ import datetime
 import subprocess
 import sys
 import textwrap
+import time
 import warnings
 from pathlib import Path
 
@@ -19,6 +20,7 @@ from models import EFFECTS, ERRORS, conjugate, eight_schools
 from numpyro import handlers
 
 import ppl_toolkit as ppl
+from ppl_toolkit import runner
 from ppl_toolkit.errors import CheckpointError, DataError, InferenceWarning, OptionError
 
 SCHOOLS = list("ABCDEFGH")
@@ -369,3 +371,19 @@ def unobserved(rows):
     m = numpyro.sample("m", dist.Normal(0.0, 2.0))
     with numpyro.plate("row", rows):
         numpyro.sample("y", dist.Normal(m, 1.0))
+
+
+def test_a_slow_store_does_not_make_chunks_short(monkeypatch):
+    """What a commit costs is spread over more draws, not fewer."""
+    counts = []
+
+    def slowly(sink, block):
+        counts.append(block.stats["lp"].shape[1])
+        time.sleep(0.02)
+        sink.blocks.append(block)
+
+    monkeypatch.setattr(runner, "_CHUNK_SECONDS", 0.005)
+    monkeypatch.setattr(runner.MemorySink, "append", slowly)
+    schools(draws=2000, warmup=30, chains=2)
+    assert sum(counts) == 2000
+    assert len(counts) < 100  # nearly 2000 if the chunk's length followed the whole time
