@@ -2,7 +2,8 @@
 
 In the process the key is the method, the text of the traced model, and the shapes. Across
 processes it is the lowered program itself (StableHLO) with the versions and the machine, so that
-an entry can never be stale. Entries live in a directory of the user's own (mode 0700): loading an
+an entry can never be stale; methods of this package find it by a name made of the first key and of
+the package's own source, without tracing and lowering the program again. Entries live in a directory of the user's own (mode 0700): loading an
 executable runs code, so a directory owned by anybody else is refused.
 """
 
@@ -20,6 +21,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -41,10 +43,13 @@ __all__ = [
     "evaluate",
     "evaluate_once",
     "kept",
+    "recall",
+    "remember",
 ]
 
 _FORMAT = 3
 _LIMIT_BYTES = 512 * 2**20
+_MOST_NAMES = 2000  # files of some hundred bytes
 # XLA maps every kernel of a program into memory on its own, and aborts the process where Linux
 # grants no further map (vm.max_map_count, 65,530 as a rule).
 _MOST_IN_PROCESS = 64
@@ -75,7 +80,11 @@ _guard = threading.Lock()
 
 
 def compiled(
-    key: Any, build: Callable[[], jax.stages.Lowered], device: Any, quick: bool = False
+    key: Any,
+    build: Callable[[], jax.stages.Lowered],
+    device: Any,
+    quick: bool = False,
+    name: str = "",
 ) -> tuple[Executable, bool]:
     """The executable for ``key``, built once while it is among those used last in this process.
 
@@ -84,6 +93,8 @@ def compiled(
         build: traces and lowers the program (called in the precision context).
         device: where the program runs.
         quick: whether it is to be made quickly rather than to run fast.
+        name: a text that determines what ``build`` lowers, together with the versions of this
+            package and of those it calls: with it a program on disk is found without ``build``.
 
     Returns:
         The executable, and whether it had to be made (False: it was there).
@@ -96,8 +107,14 @@ def compiled(
                 _memory.move_to_end(key)
                 return _memory[key], False
         begin = time.perf_counter()
-        lowered = build()  # with unused arguments dropped, else JAX's caches keep it for ever
-        call, source = _load_or_compile(lowered, device, quick)
+        found = _load(recall(name, device), device) if name else None
+        if found is None:
+            lowered = build()  # with unused arguments dropped, else JAX's caches keep it for ever
+            call, source, path = _load_or_compile(lowered, device, quick)
+            if name and path is not None:
+                remember(name, device, path.name)
+        else:
+            call, source = found, "disk"
         made = Executable(call, time.perf_counter() - begin, source)
         with _guard:
             _memory[key] = made
@@ -171,17 +188,54 @@ def cache_info() -> CacheInfo:
     return CacheInfo(len(_memory), directory, len(files), sum(f.stat().st_size for f in files))
 
 
-def _load_or_compile(lowered: jax.stages.Lowered, device: Any, quick: bool) -> tuple[Callable, str]:
+def recall(name: str, device: Any) -> Any:
+    """What was remembered under a name on this machine, by these versions; None if nothing."""
     directory = cache_directory()
-    text = lowered.as_text()
-    options = _QUICK if quick and device.platform == "cpu" else None
-    used = _used_arguments(lowered)
-    if directory is None or "callback" in text or used is None:
-        return lowered.compile(compiler_options=options), "compiled"
-    text += str(options or "")
-    # The same program may take other dictionaries, and others of its arguments may be unused.
-    around = f"{used}{lowered.args_info}{lowered.in_tree}{lowered.out_tree}"
-    path = directory / f"{_digest(text + around, device)}.xla"
+    if directory is None:
+        return None
+    with contextlib.suppress(Exception):  # a damaged entry is simply made again
+        path = directory / f"{_digest(_versions() + _configuration() + name, device)}.key"
+        if _is_own(directory) and path.is_file():
+            value = pickle.loads(path.read_bytes())
+            path.touch()
+            return value
+    return None
+
+
+def remember(name: str, device: Any, value: Any) -> None:
+    """Keep something small on disk for other processes."""
+    directory = cache_directory()
+    if directory is not None:
+        with contextlib.suppress(Exception):  # a full or read-only disk must not stop a run
+            path = directory / f"{_digest(_versions() + _configuration() + name, device)}.key"
+            _write(directory, path, pickle.dumps(value))
+
+
+@functools.cache
+def _versions() -> str:
+    """This package's source, and the versions of those whose code becomes part of programs."""
+    sha = hashlib.sha256()
+    root = Path(__file__).parent
+    for file in sorted(root.rglob("*.py")):
+        sha.update(str(file.relative_to(root)).encode())
+        sha.update(file.read_bytes())
+    for package in ("numpyro", "blackjax", "optax", "numpy"):
+        with contextlib.suppress(PackageNotFoundError):
+            sha.update(f"{package} {version(package)}".encode())
+    return sha.hexdigest()
+
+
+def _configuration() -> str:
+    """JAX's settings, some of which change what is traced and lowered."""
+    return repr(sorted(jax.config.values.items()))
+
+
+def _load(file: str | None, device: Any) -> Callable | None:
+    """The executable in a file of the cache, None if it is not there or cannot be used."""
+    directory = cache_directory()
+    if directory is None or file is None:
+        return None
+    path = directory / file
     with contextlib.suppress(Exception):  # a damaged or foreign entry is simply made again
         if _is_own(directory) and path.is_file():
             payload, in_tree, out_tree = pickle.loads(path.read_bytes())
@@ -189,11 +243,30 @@ def _load_or_compile(lowered: jax.stages.Lowered, device: Any, quick: bool) -> t
                 payload, in_tree, out_tree, execution_devices=[device]
             )
             path.touch()
-            return call, "disk"
+            return call
+    return None
+
+
+def _load_or_compile(
+    lowered: jax.stages.Lowered, device: Any, quick: bool
+) -> tuple[Callable, str, Path | None]:
+    """The executable, where it is from, and the file it is kept in."""
+    directory = cache_directory()
+    text = lowered.as_text()
+    options = _QUICK if quick and device.platform == "cpu" else None
+    used = _used_arguments(lowered)
+    if directory is None or "callback" in text or used is None:
+        return lowered.compile(compiler_options=options), "compiled", None
+    text += str(options or "")
+    # The same program may take other dictionaries, and others of its arguments may be unused.
+    around = f"{used}{lowered.args_info}{lowered.in_tree}{lowered.out_tree}"
+    path = directory / f"{_digest(text + around, device)}.xla"
+    if (found := _load(path.name, device)) is not None:
+        return found, "disk", path
     call = lowered.compile(compiler_options=options)
     with contextlib.suppress(Exception):  # a full or read-only disk must not stop a run
         _write(directory, path, pickle.dumps(serialize_executable.serialize(call)))
-    return call, "compiled"
+    return call, "compiled", path
 
 
 def _used_arguments(lowered: jax.stages.Lowered) -> list[int] | None:
@@ -229,13 +302,18 @@ def _write(directory: Path, path: Path, blob: bytes) -> None:
 
 
 def _evict(directory: Path) -> None:
-    """Keep the directory below its limit: the entries used least recently go first."""
-    files = sorted(directory.glob("*.xla"), key=lambda f: f.stat().st_mtime, reverse=True)
+    """Keep the directory below its limits: the entries used least recently go first."""
     total = 0
-    for file in files:
+    for file in _newest_first(directory, "*.xla"):
         total += file.stat().st_size
         if total > _LIMIT_BYTES:
             file.unlink(missing_ok=True)
+    for file in _newest_first(directory, "*.key")[_MOST_NAMES:]:
+        file.unlink(missing_ok=True)
+
+
+def _newest_first(directory: Path, pattern: str) -> list[Path]:
+    return sorted(directory.glob(pattern), key=lambda f: f.stat().st_mtime, reverse=True)
 
 
 def _digest(text: str, device: Any) -> str:

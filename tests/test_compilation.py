@@ -15,8 +15,9 @@ from helpers import compilations, quiet
 from models import EFFECTS, ERRORS, eight_schools
 
 import ppl_toolkit as ppl
-from ppl_toolkit import executables
+from ppl_toolkit import executables, runner
 from ppl_toolkit.errors import InferenceWarning
+from ppl_toolkit.program import Program
 
 
 def run(*args, **options):
@@ -256,3 +257,85 @@ class TestDiskCache:
         done = python(self.code, PPL_CACHE_DIR=str(shared))
         assert done.returncode == 0, done.stderr
         assert not list(shared.iterdir())
+
+
+# --- names of programs on disk ------------------------------------------------------------------
+
+
+def forget():
+    """As a new process begins."""
+    executables.clear()
+    runner._structures.clear()
+
+
+@pytest.fixture
+def on_disk(monkeypatch, tmp_path):
+    """A filled cache, and what the run that filled it gave."""
+    monkeypatch.setenv("PPL_CACHE_DIR", str(tmp_path / "cache"))
+    forget()
+    tree = run(eight_schools, ERRORS, y=EFFECTS)
+    forget()
+    yield tree, tmp_path / "cache"
+    forget()
+
+
+def refuse(*_, **__):
+    raise AssertionError("traced or lowered again")
+
+
+def test_a_filled_cache_needs_neither_traces_nor_lowering(on_disk, monkeypatch):
+    monkeypatch.setattr(runner.Engine, "_traced_once", refuse)
+    monkeypatch.setattr(jax, "jit", refuse)
+    again = run(eight_schools, ERRORS, y=EFFECTS)
+    np.testing.assert_array_equal(again["posterior"]["mu"], on_disk[0]["posterior"]["mu"])
+
+
+@pytest.mark.parametrize("what", ["_versions", "_configuration"])
+def test_other_versions_and_settings_have_other_names(on_disk, monkeypatch, what):
+    monkeypatch.setattr(executables, what, lambda: "others")
+    monkeypatch.setattr(runner.Engine, "_traced_once", refuse)
+    with pytest.raises(AssertionError, match="traced or lowered again"):
+        run(eight_schools, ERRORS, y=EFFECTS)
+
+
+@pytest.mark.parametrize("kind", ["key", "xla"])
+def test_damaged_files_are_made_again(on_disk, kind):
+    tree, cache = on_disk
+    files = list(cache.glob(f"*.{kind}"))
+    assert files
+    for file in files:
+        file.write_bytes(b"not a pickle")
+    again = run(eight_schools, ERRORS, y=EFFECTS)
+    np.testing.assert_array_equal(again["posterior"]["mu"], tree["posterior"]["mu"])
+
+
+def test_names_tell_engines_apart():
+    program = Program(eight_schools, (ERRORS,), {"y": EFFECTS})
+
+    def name(method, lanes=1):
+        return runner.Engine(program, method, lanes, jax.devices()[:1])._name
+
+    names = [name(ppl.NUTS()), name(ppl.NUTS(max_depth=5)), name(ppl.HMC()), name(ppl.NUTS(), 2)]
+    assert len(set(names)) == 4
+    assert name(ppl.NUTS(target_acceptance=0.9)) == names[0]  # an argument of the program
+
+
+def test_methods_that_bring_their_own_code_have_no_name():
+    class Own(ppl.NUTS):
+        pass
+
+    program = Program(eight_schools, (ERRORS,), {"y": EFFECTS})
+    assert runner.Engine(program, Own(), 1, jax.devices()[:1])._name == ""
+    composed = ppl.MCMC(ppl.NUTS())
+    assert runner.Engine(program, composed, 1, jax.devices()[:1])._name == ""
+
+
+def test_names_do_not_pile_up(monkeypatch, tmp_path):
+    monkeypatch.setenv("PPL_CACHE_DIR", str(tmp_path / "cache"))
+    monkeypatch.setattr(executables, "_MOST_NAMES", 5)
+    device = jax.devices()[0]
+    for number in range(12):
+        executables.remember(str(number), device, number)
+    assert len(list((tmp_path / "cache").glob("*.key"))) == 5
+    assert executables.recall("11", device) == 11
+    assert executables.recall("nothing", device) is None

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy import fft, stats
+from scipy import fft
+from scipy.special import ndtri
 
 from ppl_toolkit import convergence
 
@@ -98,6 +99,8 @@ def rank_band(
     """
     size = chains * draws
     tail = (1 - joint) / (2 * chains * bins)
+    from scipy import stats  # takes as long to import as all else here
+
     law = stats.hypergeom(size, max(size // bins, 1), draws)
     mean = draws / bins
     wider = 1 / np.sqrt(min(max(efficiency, 1e-3), 1.0))
@@ -169,7 +172,9 @@ def auc(values: ArrayLike, flags: ArrayLike) -> _Array:
     n, rest = int(flagged.sum()), int((~flagged).sum())
     if not n or not rest:
         return np.full(x.shape[1], np.nan)
-    ranks = stats.rankdata(x, axis=0)
+    from scipy.stats import rankdata
+
+    ranks = rankdata(x, axis=0)
     area: _Array = (ranks[flagged].sum(axis=0) - n * (n + 1) / 2) / (n * rest)
     return np.where(np.isnan(x).any(axis=0), np.nan, area)
 
@@ -208,7 +213,7 @@ def contraction(posterior: ArrayLike, prior: ArrayLike) -> Contraction:
         heavy = np.abs(pre - q[1]).max(axis=0) > _HEAVY * spread
         heavy &= spread > 0
         by_quartiles = 1 - ((p[2] - p[0]) / spread) ** 2
-        scale = spread / (2 * stats.norm.ppf(0.75))
+        scale = spread / (2 * ndtri(0.75))
         return Contraction(
             np.where(heavy, by_quartiles, plain),
             np.where(heavy, (p[1] - q[1]) / scale, shift),
