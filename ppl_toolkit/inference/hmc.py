@@ -358,6 +358,7 @@ class _Hamiltonian(Spec):
     needs: ClassVar[tuple[str, ...]] = ("log_density", "constrain")
     refit_warmup: ClassVar[int] = 200
     tunes: ClassVar[bool] = True
+    brief_start: ClassVar[bool] = True  # `init` runs once: it is made quickly
 
     def __post_init__(self) -> None:
         if not 0.0 < self.target_acceptance < 1.0:
