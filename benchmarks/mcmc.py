@@ -1,8 +1,7 @@
 """NUTS on real posteriors: ours beside NumPyro and a hand-written blackjax loop.
 
     python benchmarks/mcmc.py DATA [--models a,b] [--rounds 5] [--draws 1000] [--peers a,b]
-                              [--nutpie-python PATH]
-                              [--posteriordb CLONE]
+                              [--nutpie-python PATH] [--posteriordb CLONE]
 
 DATA is the folder of posteriors that `posteriordb.load` reads. All engines run in this one
 process (nutpie, for the posteriors that have a PyMC form, in one beside it): first each makes its
@@ -25,7 +24,7 @@ import jax
 import numpy as np
 import nutpie_peer
 from measure import cost_inside, cost_of, counted_compilations, geometric_mean, machine, show_table
-from peers import ENGINES, Data, Engine, Sample, Sampler
+from peers import DEFAULTS, ENGINES, TUNED, Data, Engine, Sample, Sampler
 from posteriordb import NAMES, Posterior, load
 from posteriordb_clone import load_clone
 
@@ -188,6 +187,56 @@ def show_ratios(peer: str, found: dict[str, dict[str, Calls]]) -> None:
     show_table(f"Ours / {peer} (medians over rounds of the ratio in a round)", RATIOS, table)
 
 
+STANDING = (
+    "posterior", "ours: ESS / CPU s", "best default", "ours / it", "best tuned", "ours / it",
+    "gradients / ESS: ours / NumPyro", "warm-up gradients: ours / nutpie", "cold: ours / fastest",
+)  # fmt: skip
+
+
+def speed(run: Calls, field: str = "cpu") -> float:
+    """Median effective draws per CPU second of warm-up and draws; none for wrong ones."""
+    return median(call.ess / getattr(call, field) for call in run.calls) if run.right else 0.0
+
+
+def gradients_per_draw(run: Calls) -> float:
+    return median(call.gradients / call.ess for call in run.calls)
+
+
+def warmup_gradients(run: Calls) -> float:
+    return median(call.gradients - call.kept_gradients for call in run.calls)
+
+
+def standing(runs: dict[str, Calls]) -> list[Any]:
+    """Ours beside the best of the peers with their defaults, and of those tuned by hand."""
+    own = runs["ours"]
+    row: list[Any] = [speed(own, "sampling")]
+    for group in (DEFAULTS, TUNED):
+        speeds = {name: speed(runs[name]) for name in group if name in runs}
+        best = max(speeds, key=lambda name: speeds[name], default=None)
+        row += [best, row[0] / speeds[best] if best and speeds[best] else None]
+    row.append(
+        gradients_per_draw(own) / gradients_per_draw(runs["numpyro"]) if "numpyro" in runs else None
+    )
+    other = runs.get("nutpie")
+    row.append(warmup_gradients(own) / warmup_gradients(other) if other else None)
+    row.append(own.cold / min(run.cold for name, run in runs.items() if name != "ours"))
+    return row
+
+
+def show_standing(found: dict[str, dict[str, Calls]]) -> None:
+    rows = [[name, *standing(runs)] for name, runs in found.items()]
+    means: list[Any] = ["geometric mean"]
+    for column in list(zip(*rows, strict=True))[1:]:
+        numbers = [x for x in column if isinstance(x, float)]
+        means.append(geometric_mean(numbers) if numbers else None)
+    show_table(
+        "Ours with default settings beside the best peers (our CPU time within the sampling loop, "
+        "warm-up included; theirs of the call)",
+        STANDING,
+        [*rows, means],
+    )
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
     parser.add_argument("data", help="folder of the posteriors")
@@ -212,13 +261,16 @@ def main() -> None:
         posterior, engines = posteriors[name], {"ours": ENGINES["ours"], **peers}
         with contextlib.ExitStack() as stack:
             if options.nutpie_python and posterior.model.__name__ in nutpie_peer.MODELS:
-                engines["nutpie"] = nutpie_peer.engine(options.nutpie_python, stack)
+                python = options.nutpie_python
+                engines["nutpie"] = nutpie_peer.engine(python, stack)
+                engines["nutpie low rank"] = nutpie_peer.engine(python, stack, low_rank=True)
             found[name] = compare(posterior, engines, options.rounds, options.draws)
         rows += [engine_row(name, engine, run) for engine, run in found[name].items()]
         print(f"{name} done", file=sys.stderr)
     size = f"4 chains x ({options.draws} + {options.draws}), medians of {options.rounds} rounds"
     show_table(f"Calls ({size})", HEADER, rows)
-    for peer in (*peers, "nutpie"):
+    show_standing(found)
+    for peer in (*peers, "nutpie", "nutpie low rank"):
         both = {name: runs for name, runs in found.items() if peer in runs}
         if both:
             show_ratios(peer, both)

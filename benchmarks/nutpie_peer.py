@@ -45,10 +45,30 @@ def autoregression(pm: Any, data: Mapping[str, Any]) -> None:
     pm.Normal("value", alpha + data["lags"] @ beta, sigma, observed=data["y"])
 
 
-MODELS = {f.__name__: f for f in (eight_schools_noncentered, kidscore_momhsiq, autoregression)}
+def wells(pm: Any, data: Mapping[str, Any]) -> None:
+    alpha, beta = pm.Flat("alpha"), pm.Flat("beta")
+    logit = alpha + beta * data["distance"]
+    pm.Bernoulli("was_switched", logit_p=logit, observed=data["switched"])
 
 
-def engine(python: str, stack: contextlib.ExitStack) -> Callable[..., Any]:
+def radon(pm: Any, data: Mapping[str, Any]) -> None:
+    sigma_alpha = pm.HalfNormal("sigma_alpha", 1.0)
+    sigma = pm.HalfNormal("sigma_y", 1.0)
+    mu = pm.Normal("mu_alpha", 0.0, 10.0)
+    beta = pm.Normal("beta", 0.0, 10.0, shape=2)
+    raw = pm.Normal("alpha_raw", 0.0, 1.0, shape=85)
+    slopes = data["uranium"] * beta[0] + data["floor"] * beta[1]
+    mean = (mu + sigma_alpha * raw)[data["county"].astype("int64")] + slopes
+    pm.Normal("measured", mean, sigma, observed=data["level"])
+
+
+MODELS = {
+    f.__name__: f
+    for f in (eight_schools_noncentered, kidscore_momhsiq, autoregression, wells, radon)
+}
+
+
+def engine(python: str, stack: contextlib.ExitStack, low_rank: bool = False) -> Callable[..., Any]:
     """An engine like those of `peers`, in the environment of ``python``; ``stack`` ends it."""
     from peers import Data, Sample
 
@@ -70,7 +90,7 @@ def engine(python: str, stack: contextlib.ExitStack) -> Callable[..., Any]:
             request = {
                 "model": model.__name__, "warmup": warmup, "draws": draws, "seed": seed,
                 "data": {k: np.asarray(v).tolist() for k, v in arguments.items()},
-                "file": str(file),
+                "file": str(file), "low_rank": low_rank,
             }  # fmt: skip
             print(json.dumps(request), file=process.stdin, flush=True)
             answer = json.loads(process.stdout.readline())
@@ -103,6 +123,7 @@ def serve() -> None:
             tree = nutpie.sample(
                 compiled.with_data(**data), draws=request["draws"], tune=request["warmup"],
                 chains=CHAINS, seed=request["seed"], target_accept=0.8, progress_bar=False,
+                adaptation="low_rank" if request["low_rank"] else "diag",
             )  # fmt: skip
             values = {str(k): v.values for k, v in tree["posterior"].data_vars.items()}
         cpu = time.process_time() - begin

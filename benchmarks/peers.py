@@ -22,7 +22,7 @@ from numpyro.infer.util import initialize_model
 
 import ppl_toolkit as ppl
 
-__all__ = ["ENGINES", "Data", "Engine", "Sample", "Sampler", "numpyro_object"]
+__all__ = ["DEFAULTS", "ENGINES", "TUNED", "Data", "Engine", "Sample", "Sampler", "numpyro_object"]
 
 CHAINS = 4
 
@@ -97,23 +97,27 @@ def ours(model: Callable, data: Data, warmup: int, draws: int) -> Sampler:
 def numpyro_jitted(model: Callable, data: Data, warmup: int, draws: int) -> Sampler:
     """NumPyro at its best: the whole vectorised run inside one jax.jit, the data as arguments."""
 
-    def run(seed: Any, arrays: list[Any]) -> tuple[dict, Any]:
+    def run(seed: Any, arrays: list[Any]) -> tuple[dict, Any, Any]:
         args, kwargs = data.with_arrays(arrays)
         mcmc = MCMC(
             NUTS(model), num_warmup=warmup, num_samples=draws, num_chains=CHAINS,
             chain_method="vectorized", progress_bar=False,
         )  # fmt: skip
-        mcmc.run(random.key(seed), *args, extra_fields=("num_steps",), **kwargs)
-        steps = mcmc.get_extra_fields(group_by_chain=True)["num_steps"]
-        return mcmc.get_samples(group_by_chain=True), jnp.sum(steps)
+        counted = {"extra_fields": ("num_steps",)}
+        mcmc.warmup(random.key(seed), *args, collect_warmup=True, **counted, **kwargs)
+        warmup_steps = mcmc.get_extra_fields()["num_steps"]
+        mcmc.run(random.key(seed), *args, **counted, **kwargs)
+        steps = mcmc.get_extra_fields()["num_steps"]
+        values = mcmc.get_samples(group_by_chain=True)
+        return values, jnp.sum(warmup_steps), jnp.sum(steps)
 
     with jax.enable_x64(True):
         call = jax.jit(run).lower(np.uint32(0), data.arrays()).compile()
 
     def sample(seed: int, data: Data) -> Sample:
         with jax.enable_x64(True):
-            values, steps = call(np.uint32(seed), data.arrays())
-        return Sample({k: np.asarray(v) for k, v in values.items()}, None, int(steps))
+            values, *steps = call(np.uint32(seed), data.arrays())
+        return Sample({k: np.asarray(v) for k, v in values.items()}, *map(int, steps))
 
     return sample
 
@@ -139,11 +143,13 @@ def numpyro_object(model: Callable, data: Data, warmup: int, draws: int) -> Samp
     return sample
 
 
-def blackjax_mapped(model: Callable, data: Data, warmup: int, draws: int) -> Sampler:
-    """A hand-written blackjax loop at its best: one chain jitted, mapped (not vmapped) over four.
+def blackjax_chain(
+    model: Callable, data: Data, warmup: int, draws: int, dense: bool, over_chains: Callable
+) -> Sampler:
+    """A hand-written blackjax loop: window adaptation and a scan of `nuts`, jitted.
 
     The position is one flat vector, the data are arguments, and of the warm-up only the numbers
-    of steps are kept.
+    of steps are kept. ``over_chains`` is lax.map, or jax.vmap as its documentation has it.
     """
     with jax.enable_x64(True):
         found, potential, constrain, _ = initialize_model(
@@ -164,8 +170,9 @@ def blackjax_mapped(model: Callable, data: Data, warmup: int, draws: int) -> Sam
             return -energy(unravel(position))
 
         adaptation = blackjax.window_adaptation(
-            blackjax.nuts, log_density, target_acceptance_rate=0.8, adaptation_info_fn=steps_only
-        )
+            blackjax.nuts, log_density, target_acceptance_rate=0.8, adaptation_info_fn=steps_only,
+            is_mass_matrix_diagonal=not dense,
+        )  # fmt: skip
         (state, tuned), info = adaptation.run(key_warmup, start, warmup)
         step = blackjax.nuts(log_density, **tuned).step
 
@@ -179,7 +186,7 @@ def blackjax_mapped(model: Callable, data: Data, warmup: int, draws: int) -> Sam
 
     def run(seed: Any, arrays: list[Any]) -> Any:
         keys = random.split(random.key(seed), CHAINS)
-        return lax.map(functools.partial(chain, arrays), keys)
+        return over_chains(functools.partial(chain, arrays), keys)
 
     with jax.enable_x64(True):
         call = jax.jit(run).lower(np.uint32(0), data.arrays()).compile()
@@ -193,8 +200,31 @@ def blackjax_mapped(model: Callable, data: Data, warmup: int, draws: int) -> Sam
     return sample
 
 
+def blackjax_mapped(model: Callable, data: Data, warmup: int, draws: int) -> Sampler:
+    """One chain, mapped over four: blackjax at its best on a CPU."""
+    return blackjax_chain(model, data, warmup, draws, False, lax.map)
+
+
+def blackjax_dense(model: Callable, data: Data, warmup: int, draws: int) -> Sampler:
+    """The same with a dense metric."""
+    return blackjax_chain(model, data, warmup, draws, True, lax.map)
+
+
+def blackjax_vectorised(model: Callable, data: Data, warmup: int, draws: int) -> Sampler:
+    """Four chains in lock step, as its documentation teaches."""
+    return blackjax_chain(model, data, warmup, draws, False, _vmapped)
+
+
+def _vmapped(function: Callable, keys: Any) -> Any:
+    return jax.vmap(function)(keys)
+
+
 ENGINES: dict[str, Engine] = {
     "ours": ours,
     "numpyro": numpyro_jitted,
+    "blackjax vectorised": blackjax_vectorised,
     "blackjax": blackjax_mapped,
+    "blackjax dense": blackjax_dense,
 }
+DEFAULTS = ("numpyro", "blackjax vectorised", "nutpie")  # as their documentation has them
+TUNED = ("blackjax", "blackjax dense", "nutpie low rank")  # by hand, for these posteriors

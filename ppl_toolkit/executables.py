@@ -3,8 +3,9 @@
 In the process the key is the method, the text of the traced model, and the shapes. Across
 processes it is the lowered program itself (StableHLO) with the versions and the machine, so that
 an entry can never be stale; methods of this package find it by a name made of the first key and of
-the package's own source, without tracing and lowering the program again. Entries live in a directory of the user's own (mode 0700): loading an
-executable runs code, so a directory owned by anybody else is refused.
+the package's own source, without tracing and lowering the program again. Entries live in a
+directory of the user's own (mode 0700): loading an executable runs code, so a directory owned by
+anybody else is refused.
 """
 
 from __future__ import annotations
