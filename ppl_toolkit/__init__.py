@@ -16,6 +16,8 @@ _HOME = {
     "infer": "front_door",
     "extend": "front_door",
     "Goal": "goals",
+    "infer_batch": "batch",
+    "one_of": "batch",
     "Program": "program",
     "predict": "predictions",
     "log_likelihood": "predictions",
@@ -51,6 +53,7 @@ __all__ = [*sorted(_HOME), *_ROOMS, "__version__"]
 
 if TYPE_CHECKING:
     from ppl_toolkit import convergence, diagnostics, errors, inference, models
+    from ppl_toolkit.batch import infer_batch, one_of
     from ppl_toolkit.diagnostics.calibration import calibrate
     from ppl_toolkit.diagnostics.checks import check_posterior, check_prior
     from ppl_toolkit.diagnostics.comparison import compare

@@ -8,7 +8,6 @@ that are left out count as if they had been passed.
 
 from __future__ import annotations
 
-import hashlib
 import inspect
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -17,9 +16,8 @@ import jax
 import numpy as np
 
 from ppl_toolkit.errors import DataError, ModelError, OptionError
-from ppl_toolkit.tracing import digest
 
-__all__ = ["Arguments", "with_data"]
+__all__ = ["Arguments", "names_and_defaults", "with_data"]
 
 _NUMERIC_KINDS = "fiubc"
 _FRAMES = ("pandas", "xarray", "polars")
@@ -118,7 +116,7 @@ class Arguments(NamedTuple):
             ModelError: the model cannot be called with these arguments.
             DataError: an argument is an array of objects or complex numbers.
         """
-        bound, defaults = _bind(model, args, kwargs)
+        bound, defaults = names_and_defaults(model, args, kwargs)
         paths, treedef = jax.tree_util.tree_flatten_with_path((tuple(args), {**defaults, **kwargs}))
         arrays: list[np.ndarray] = []
         names: list[str] = []
@@ -169,12 +167,8 @@ class Arguments(NamedTuple):
         ]
         return jax.tree_util.tree_unflatten(self.treedef, leaves)
 
-    def digest(self) -> str:
-        """SHA-256 of the array values, the order being the call's."""
-        return hashlib.sha256("".join(map(digest, self.arrays)).encode()).hexdigest()
 
-
-def _bind(
+def names_and_defaults(
     model: Callable, args: Sequence[Any], kwargs: Mapping[str, Any]
 ) -> tuple[list[str], dict[str, Any]]:
     """Names of the positional arguments, and array defaults that were left out.

@@ -30,7 +30,15 @@ from ppl_toolkit.store import ZarrSink, require_free
 if TYPE_CHECKING:
     import xarray
 
-__all__ = ["Begin", "Call", "carry_out", "conclusions"]
+__all__ = [
+    "Begin",
+    "Call",
+    "attributes_of",
+    "carry_out",
+    "conclusions",
+    "method_groups",
+    "require_started",
+]
 
 
 class Call(NamedTuple):
@@ -139,7 +147,7 @@ def carry_out(call: Call, begin: Begin) -> xarray.DataTree:
         else:
             old = results.read_state(begin.state, engine.structure.state)
             run.restore(old, fresh_data=begin.renew)
-        _require_started(call, run, begin.positions, begin.given)
+        require_started(call, run.state(), begin.positions, begin.given)
         sink: MemorySink | ZarrSink = MemorySink()
         if call.store is not None:
             sink = ZarrSink(
@@ -164,7 +172,7 @@ def carry_out(call: Call, begin: Begin) -> xarray.DataTree:
             chunk=call.chunk,
             judge=judge,
         )
-    attributes = _attributes(call, identity, outcome, compile_seconds, run.threads)
+    attributes = attributes_of(call, identity, outcome, compile_seconds, run.threads)
     if judge is not None:
         attributes |= {"goal_text": str(call.goal), "goal_missing": judge.missing}
     if outcome.error is not None:
@@ -196,9 +204,9 @@ def _require_arrived(call: Call, outcome: Outcome, tree: xarray.DataTree) -> Non
         raise error
 
 
-def _require_started(call: Call, run: Run, positions: np.ndarray, given: np.ndarray) -> None:
+def require_started(call: Call, state: Any, positions: np.ndarray, given: np.ndarray) -> None:
     """Refuse to go on from points without a density, naming the sites at fault."""
-    failed = np.asarray(call.method.failed(run.state()))
+    failed = np.asarray(call.method.failed(state))
     if not failed.any():
         return
     chain = int(np.flatnonzero(failed)[0])
@@ -249,7 +257,7 @@ def _failure(
     return error
 
 
-def _attributes(
+def attributes_of(
     call: Call,
     identity: Mapping[str, Any],
     outcome: Outcome,
@@ -302,7 +310,7 @@ def _labelled(
 ) -> xarray.DataTree:
     """The result of a run, from memory or as it lies on disk."""
     program, coords = call.program, call.coords
-    other = {**other, **_method_groups(call, outcome)}
+    other = {**other, **method_groups(call.method, outcome.state)}
     other["sampler_state"] = results.state_dataset(outcome.state)
     if isinstance(sink, ZarrSink):
         tree = sink.finish(other, attributes)
@@ -318,13 +326,13 @@ def _labelled(
     return tree
 
 
-def _method_groups(call: Call, outcome: Outcome) -> dict[str, xarray.Dataset]:
+def method_groups(method: Any, state: Any) -> dict[str, xarray.Dataset]:
     """Groups that a method makes of its last state; its numbers are their attributes."""
     import xarray
 
-    groups = getattr(call.method, "groups", None)
+    groups = getattr(method, "groups", None)
     found: dict[str, xarray.Dataset] = {}
-    for name, entries in (groups(outcome.state) if groups else {}).items():
+    for name, entries in (groups(state) if groups else {}).items():
         attributes = {key: value for key, (dims, value) in entries.items() if not dims}
         arrays = {key: (dims, value) for key, (dims, value) in entries.items() if dims}
         group = xarray.Dataset(arrays, attrs=attributes)

@@ -28,7 +28,7 @@ def save(tree: xarray.DataTree, path: str | Path) -> Path:
     Raises:
         OptionError: the suffix is neither, the folder is missing, or something else is there.
     """
-    require_tree(tree)
+    require_tree(tree, many=True)
     path = Path(path)
     if path.suffix not in (".nc", ".zarr"):
         raise OptionError(f"cannot tell the format from {path.name!r}: end it in .nc or .zarr.")

@@ -29,7 +29,7 @@ from ppl_toolkit.store import Checkpoint, read_checkpoint
 if TYPE_CHECKING:
     import xarray
 
-__all__ = ["extend", "infer"]
+__all__ = ["Options", "extend", "infer"]
 
 _DRAWS, _MOST_DRAWS, _CHAINS, _SEED = 1000, 10_000, 4, 0
 _LEAST = {"draws": 1, "warmup": 0, "chains": 1, "chunk": 1, "threads": 1, "lanes": 1,
@@ -106,7 +106,7 @@ def infer(
         CheckpointError: ``resume`` or ``store`` cannot be used.
         SamplingError: the run failed; ``error.partial`` holds what was drawn.
     """
-    options = _Options(
+    options = Options(
         method, draws, warmup, chains, seed, coords, dims, progress, chunk, precision, threads,
         lanes, devices, superchains, until,
     )  # fmt: skip
@@ -126,7 +126,7 @@ def infer(
     return tree
 
 
-class _Options(NamedTuple):
+class Options(NamedTuple):
     """The options of `infer`; None where they are left to their defaults."""
 
     method: str | Method
@@ -152,6 +152,20 @@ class _Options(NamedTuple):
         if self.seed is not None:
             results.checked_seed(self.seed)
         _check_goal(self.until)
+
+    def program(self, model: Callable, args: tuple, arguments: Mapping[str, Any]) -> Program:
+        """The model on its arguments, in the precision and with the dimensions asked for."""
+        precision = _precision(self.precision)
+        return Program(model, args, arguments, precision=precision, dims=self.dims)
+
+    def new_call(self, program: Program, store: Any = None, refit: bool = False) -> Call:
+        """The call of a new run; ``refit``: from the state of an earlier one."""
+        method, reason = _choose(self.method, program)
+        labels = check_coords(program, {} if self.coords is None else self.coords)
+        warmup = self.warmup
+        if warmup is None:
+            warmup = method.refit_warmup if refit else method.warmup
+        return self.call(program, method, reason, labels, warmup, store)
 
     def call(
         self,
@@ -189,28 +203,21 @@ def _started(
     model: Callable,
     args: tuple,
     arguments: Mapping[str, Any],
-    options: _Options,
+    options: Options,
     init: Any,
     store: str | Path | None,
 ) -> tuple[Call, Begin]:
     """A new run: from random or given points, or from the state of an earlier result."""
     earlier = init if is_tree(init) else None
     if earlier is not None:
+        results.require_tree(earlier)
         model = _model_of(earlier, model)
     else:
         model, args, init = as_model(model, args, arguments, init)
-    precision = _precision(options.precision)
-    program = Program(model, args, arguments, precision=precision, dims=options.dims)
-    method, reason = _choose(options.method, program)
-    labels = check_coords(program, {} if options.coords is None else options.coords)
-    warmup = options.warmup
-    if warmup is None:
-        warmup = method.warmup if earlier is None else method.refit_warmup
-    call = options.call(program, method, reason, labels, warmup, store)
-    if init is not None and earlier is None and not getattr(method, "takes_start", True):
-        raise OptionError(
-            f"{type(method).__name__} does not start from a given position; leave init= out."
-        )
+    program = options.program(model, args, arguments)
+    call = options.new_call(program, store, earlier is not None)
+    if init is not None and earlier is None and not getattr(call.method, "takes_start", True):
+        raise OptionError(f"{call.name} does not start from a given position; leave init= out.")
     begin = Begin(*start_positions(program, init, call.chains, call.seed, call.superchains))
     if earlier is not None:
         _require_same_sites(program, earlier)
@@ -222,7 +229,7 @@ def _resumed(
     model: Callable,
     args: tuple,
     arguments: Mapping[str, Any],
-    options: _Options,
+    options: Options,
     path: str | Path,
 ) -> tuple[Call, Begin]:
     """A stored run that goes on; what was left out is as it was."""
@@ -485,7 +492,7 @@ def _stored_method(method: Any, was: Mapping[str, Any]) -> tuple[Any, str]:
         ) from None
 
 
-def _refuse_changes(was: Mapping[str, Any], options: _Options) -> None:
+def _refuse_changes(was: Mapping[str, Any], options: Options) -> None:
     """Options that are given must be those of the stored run."""
     for option in ("warmup", "chains", "seed", "lanes", "superchains", "precision"):
         value = getattr(options, option)

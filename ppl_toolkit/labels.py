@@ -13,7 +13,7 @@ from ppl_toolkit.program import Program
 if TYPE_CHECKING:
     import xarray
 
-__all__ = ["check_coords", "coords_of", "label_dimensions"]
+__all__ = ["check_coords", "coords_of", "label_dimensions", "label_of_each"]
 
 
 def check_coords(program: Program, coords: Any) -> dict[str, np.ndarray]:
@@ -37,12 +37,20 @@ def check_coords(program: Program, coords: Any) -> dict[str, np.ndarray]:
         given = _labels(dim, values)
         if dim in subsampled and len(given) == subsampled[dim][0]:
             given = given[subsampled[dim][1]]
-        if len(given) != sizes[dim]:
-            raise DataError(
-                f"coords[{dim!r}] has {len(given)} labels, but the dimension has {sizes[dim]}."
-            )
-        labels[dim] = given
+        labels[dim] = label_of_each(dim, given, sizes[dim])
     return labels
+
+
+def label_of_each(dim: str, values: Any, size: int) -> np.ndarray:
+    """Labels of a dimension of this size.
+
+    Raises:
+        DataError: they are no labels, or too many or too few.
+    """
+    given = _labels(dim, values)
+    if len(given) != size:
+        raise DataError(f"coords[{dim!r}] has {len(given)} labels, but the dimension has {size}.")
+    return given
 
 
 def _labels(dim: str, values: Any) -> np.ndarray:

@@ -8,11 +8,12 @@ that vector and of the data arrays, so that a compiled method takes new data wit
 from __future__ import annotations
 
 import contextlib
+import copy
 import functools
 import hashlib
 import math
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -31,7 +32,7 @@ from ppl_toolkit.errors import (
     PPLError,
     SiteError,
 )
-from ppl_toolkit.executables import evaluate
+from ppl_toolkit.executables import kept
 from ppl_toolkit.fingerprint import fingerprint
 from ppl_toolkit.fused import total
 from ppl_toolkit.layout import Layout, active_elements, mark_of, read_layout
@@ -240,13 +241,18 @@ class Program:
         self.data = self.arguments.arrays + tuple(
             np.sort(rng.choice(size, count, replace=False)) for size, count in subsamples.values()
         )
-        self._check_data(sites)
+        for site in sites.values():
+            if site.kind == "observed" and math.prod(site.shape) == 0:
+                raise DataError(f"site {site.name!r} observes no data: its shape is {site.shape}.")
+        self._check_data(sites, range(len(self.arguments.arrays)))
         return sites
 
-    def _check_data(self, sites: dict[str, Site]) -> None:
+    def _check_data(self, sites: dict[str, Site], which: Collection[int]) -> None:
+        """Refuse values that cannot be, among the arguments with the numbers ``which``."""
         masked = any(s.masked and s.name not in self.layout.sites for s in sites.values())
-        for name, array in zip(self.arguments.names, self.arguments.arrays, strict=True):
-            if array.dtype.kind == "f" and not masked and np.isnan(array).any():
+        for i in () if masked else which:
+            name, array = self.arguments.names[i], self.arguments.arrays[i]
+            if array.dtype.kind == "f" and np.isnan(array).any():
                 flags = np.isnan(array)
                 raise DataError(
                     f"argument {name!r} has {int(flags.sum())} NaN of {array.size} values (first "
@@ -254,13 +260,29 @@ class Program:
                     "with numpyro.handlers.mask or obs_mask=."
                 )
         for site in sites.values():
-            if site.kind != "observed":
-                continue
-            if math.prod(site.shape) == 0:
-                raise DataError(f"site {site.name!r} observes no data: its shape is {site.shape}.")
-            if site.argument >= 0 and not site.masked:
+            if site.kind == "observed" and site.argument in which and not site.masked:
                 array = self.data[site.argument]
                 check_observed_values(site, array, self.arguments.names[site.argument])
+
+    def on(self, arrays: Sequence[np.ndarray]) -> Program:
+        """This model on other data of the same shapes and types; nothing is traced again.
+
+        Args:
+            arrays: in the places of ``arguments.arrays``; those that are the same objects are not
+                looked at again.
+
+        Raises:
+            DataError: observed values are not finite or outside the support, others are NaN.
+        """
+        new = copy.copy(self)
+        for name in ("computed_observations", "data_hash", "whole"):
+            new.__dict__.pop(name, None)
+        before = self.arguments.arrays
+        new.arguments = self.arguments._replace(arrays=tuple(arrays))
+        new.data = new.arguments.arrays + self.data[len(before) :]
+        pairs = enumerate(zip(arrays, before, strict=True))
+        new._check_data(self.sites, [i for i, (own, old) in pairs if own is not old])
+        return new
 
     # -- the flat vector -------------------------------------------------------------------
 
@@ -323,9 +345,21 @@ class Program:
         Raises:
             DataError: a value is not finite, or outside the support of its site.
         """
+        if self._observations is None:
+            return {}
+        with self.context():
+            found = jax.tree.map(np.array, self._observations(self.data))
+        for name, value in found.items():
+            if not self.sites[name].masked:
+                check_observed_values(self.sites[name], value, f"value computed for {name}")
+        return found
+
+    @functools.cached_property
+    def _observations(self) -> Callable[[Sequence[Any]], dict[str, Any]] | None:
+        """The compiled function of the data behind `computed_observations`, if there are any."""
         names = [site.name for site in self.observed if site.argument < 0]
         if not names:
-            return {}
+            return None
 
         def values(key: Any, data: Sequence[Any]) -> list[Any]:
             trace = self.trace(data, with_improper_sites, key=key)
@@ -340,11 +374,7 @@ class Program:
                 found = dict(zip(names, values(_fixed_key(), data), strict=True))
                 return {name: found[name] for name in fixed}
 
-            found = jax.tree.map(np.array, evaluate(of_data, self.data)) if fixed else {}
-        for name, value in found.items():
-            if not self.sites[name].masked:
-                check_observed_values(self.sites[name], value, f"value computed for {name}")
-        return found
+            return kept(of_data, self.data) if fixed else None
 
     @functools.cached_property
     def size(self) -> int:
@@ -762,8 +792,17 @@ class Program:
     @functools.cached_property
     def data_hash(self) -> str:
         """SHA-256 of the data: the arguments, and arrays the model takes from elsewhere."""
-        elsewhere = sorted(digest(as_numpy(const)) for const in self._score.consts)
-        return hashlib.sha256("".join([self.arguments.digest(), *elsewhere]).encode()).hexdigest()
+        return self.hash_of_data(map(digest, self.arguments.arrays))
+
+    def hash_of_data(self, digests: Iterable[str]) -> str:
+        """`data_hash` of arguments whose arrays have these digests."""
+        arguments = hashlib.sha256("".join(digests).encode()).hexdigest()
+        return hashlib.sha256("".join([arguments, *self._elsewhere]).encode()).hexdigest()
+
+    @functools.cached_property
+    def _elsewhere(self) -> list[str]:
+        """Digests of the arrays that the model closes over."""
+        return sorted(digest(as_numpy(const)) for const in self._score.consts)
 
     def __repr__(self) -> str:
         kinds = {

@@ -7,7 +7,7 @@ import datetime
 import itertools
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import jax
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     import xarray
 
 __all__ = [
+    "DATA_SET",
     "build",
     "checked_seed",
     "data_groups",
@@ -47,6 +48,9 @@ __all__ = [
     "with_groups",
 ]
 
+
+DATA_SET = "data_set"
+"""The leading dimension of results for many data sets."""
 
 # -- building the tree --------------------------------------------------------------------------
 
@@ -81,11 +85,12 @@ def draws_dataset(
     program: Program,
     coords: Mapping[str, Any],
     first_draw: int = 0,
+    leading: Sequence[str] = ("chain", "draw"),
 ) -> xarray.Dataset:
     """Arrays (chain, draw, ...) by site as a dataset with the program's dimension names."""
     order = {name: i for i, name in enumerate(program.sites)}
     ordered = dict(sorted(values.items(), key=lambda item: order.get(item[0], len(order))))
-    labelled = dataset(ordered, _dims_of(program), coords, ("chain", "draw"))
+    labelled = dataset(ordered, _dims_of(program), coords, leading)
     if first_draw and "draw" in labelled:
         labelled = labelled.assign_coords(draw=labelled["draw"] + first_draw)
     return labelled
@@ -104,23 +109,32 @@ def run_attributes(**extra: Any) -> dict[str, Any]:
     }
 
 
-def data_groups(program: Program, coords: Mapping[str, Any]) -> dict[str, xarray.Dataset]:
-    """The observed and the other data of a program, by group."""
+def data_groups(
+    program: Program,
+    coords: Mapping[str, Any],
+    many: Sequence[Program] = (),
+    varied: Collection[int] = (),
+) -> dict[str, xarray.Dataset]:
+    """The observed and the other data of a program, by group.
+
+    Args:
+        program: a program.
+        coords: labels of dimensions.
+        many: the program on each of many data sets, if there are any; what varies among them has
+            the leading dimension `DATA_SET`.
+        varied: the numbers of the arguments that do.
+    """
     sites, arguments = program.sites, program.arguments
-    observed = {
-        site.name: program.data[site.argument]
-        if site.argument >= 0
-        else program.computed_observations[site.name]
+    observed: dict[str, int | str] = {  # by the number of an argument, or the name of a site
+        site.name: site.argument if site.argument >= 0 else site.name
         for site in program.observed
         if site.argument >= 0 or site.name in program.computed_observations
     }
     taken = {site.argument for site in program.observed}
-    constant = {
-        _variable_name(name): array
-        for i, (name, array) in enumerate(zip(arguments.names, arguments.arrays, strict=True))
-        if i not in taken
+    constant: dict[str, int | str] = {
+        _variable_name(name): i for i, name in enumerate(arguments.names) if i not in taken
     }
-    dims = _constant_dims(program, constant)
+    dims = _constant_dims(program, {name: _datum(program, i) for name, i in constant.items()})
     used = {dim for names in dims.values() for dim in names}
     renamed: dict[str, str] = {}
     for name in constant:
@@ -128,15 +142,33 @@ def data_groups(program: Program, coords: Mapping[str, Any]) -> dict[str, xarray
         while new in (*renamed.values(), *used):
             new += "_"
         renamed[name] = new
+
+    def group(sources: Mapping[str, int | str], dims: Mapping[str, Any]) -> xarray.Dataset:
+        def varies(source: int | str) -> bool:
+            return bool(many) and (source in varied or isinstance(source, str))
+
+        shared = {n: _datum(program, i) for n, i in sources.items() if not varies(i)}
+        of_each = {
+            n: np.stack([_datum(one, i) for one in many]) for n, i in sources.items() if varies(i)
+        }
+        found = dataset(shared, dims, coords)
+        return found.merge(dataset(of_each, dims, coords, (DATA_SET,))) if of_each else found
+
     groups = {
-        "observed_data": dataset(observed, {n: sites[n].dims for n in observed}, coords),
-        "constant_data": dataset(
-            {renamed[name]: array for name, array in constant.items()},
+        "observed_data": group(observed, {name: sites[name].dims for name in observed}),
+        "constant_data": group(
+            {renamed[name]: i for name, i in constant.items()},
             {renamed[name]: names for name, names in dims.items()},
-            coords,
         ),
     }
     return {name: group for name, group in groups.items() if group.data_vars}
+
+
+def _datum(program: Program, source: int | str) -> np.ndarray:
+    """An argument by its number, or what the model computes for a site."""
+    return (
+        program.computed_observations[source] if isinstance(source, str) else program.data[source]
+    )
 
 
 def _variable_name(argument: str) -> str:
@@ -180,9 +212,9 @@ def stats_group(group: str) -> str:
     return "sample_stats" if group == "posterior" else f"sample_stats_{group}"
 
 
-def posterior_group(tree: xarray.DataTree) -> str:
+def posterior_group(tree: xarray.DataTree, many: bool = False) -> str:
     """The group of draws: "posterior"; "prior"; "iterates" and "maximum" of searches."""
-    require_tree(tree)
+    require_tree(tree, many)
     for name in ("posterior", "prior", "iterates", "maximum"):
         if name in tree.children:
             return name
@@ -192,11 +224,16 @@ def posterior_group(tree: xarray.DataTree) -> str:
     )
 
 
-def require_tree(tree: Any) -> None:
-    """Refuse what is not a result."""
+def require_tree(tree: Any, many: bool = False) -> None:
+    """Refuse what is not a result; and, unless ``many``, that of many data sets."""
     if type(tree).__name__ != "DataTree":
         raise DataError(
             f"expected a result of infer (an xarray.DataTree); got {type(tree).__name__}."
+        )
+    if not many and "data_sets" in tree.attrs:
+        raise DataError(
+            "this is the result of infer_batch, for many data sets. Take one out: "
+            "ppl.one_of(result, label)."
         )
 
 
@@ -224,16 +261,19 @@ def state_arrays(state: Any) -> dict[str, np.ndarray]:
     return dict(zip(_state_names(state), map(np.asarray, jax.tree.leaves(state)), strict=True))
 
 
-def state_dataset(state: Any) -> xarray.Dataset:
+def state_dataset(
+    state: Any, coords: Mapping[str, Any] | None = None, leading: Sequence[str] = ("chain",)
+) -> xarray.Dataset:
     """A sampler state as a dataset (dims chain, ...)."""
     import xarray
 
+    count = len(leading)
     data = {
-        name: (("chain", *(f"{name}_dim_{i}" for i in range(value.ndim - 1))), value)
+        name: ((*leading, *(f"{name}_dim_{i}" for i in range(value.ndim - count))), value)
         for name, value in state_arrays(state).items()
     }
-    chains = next(iter(data.values()))[1].shape[0]
-    return xarray.Dataset(data, coords={"chain": np.arange(chains)})
+    sizes = dict(zip(leading, next(iter(data.values()))[1].shape, strict=False))
+    return xarray.Dataset(data, coords=label_dimensions(sizes, coords or {}))
 
 
 def read_state(arrays: Mapping[str, Any], structure: Any) -> Any:
@@ -271,7 +311,7 @@ def summary(
     """Estimates and convergence diagnostics of every scalar, one row each.
 
     Args:
-        tree: a result.
+        tree: a result, of `infer_batch` as well.
         var_names: sites to show; all by default.
         prob: probability of the equal-tailed interval.
         group: "posterior" (default) or "prior".
@@ -285,12 +325,12 @@ def summary(
     """
     import pandas
 
-    require_tree(tree)
+    require_tree(tree, many=True)
     if group is not None and group not in tree.children:
         raise SiteError(
             f"there is no group {group!r} in this result; it has {list(tree.children)}."
         )
-    draws = tree[group or posterior_group(tree)].dataset
+    draws = tree[group or posterior_group(tree, many=True)].dataset
     names = [var_names] if isinstance(var_names, str) else list(var_names or draws.data_vars)
     unknown = [name for name in names if name not in draws.data_vars]
     if unknown:

@@ -35,13 +35,16 @@ from ppl_toolkit.tracing import Traced
 
 __all__ = [
     "Block",
+    "DataSet",
     "Engine",
+    "Finished",
     "MemorySink",
     "Outcome",
     "Progress",
     "Run",
     "Sink",
     "Timing",
+    "each_data_set",
     "run_data_sets",
 ]
 
@@ -359,30 +362,41 @@ def _chain_key(seed: Any, chain: Any) -> Any:
     return random.fold_in(random.wrap_key_data(seed), chain)
 
 
+def _inputs(consts: Any, data: Any, settings: Any, seed: int, device: Any) -> tuple:
+    """What all chains of a run on a device take in, there."""
+    words = np.array([seed >> 32, seed & 0xFFFFFFFF], np.uint32)
+    return jax.device_put((consts, data, settings, words), device)
+
+
+def _groups(chains: int, lanes: int) -> list[range]:
+    """The chains of every unit of a run."""
+    return [range(first, min(first + lanes, chains)) for first in range(0, chains, lanes)]
+
+
+def _state_of(units: Sequence[_Unit]) -> Any:
+    """The states of all chains of a run, on the host."""
+    parts = [unit.host_state() for unit in units]
+    return jax.tree.map(lambda *xs: np.concatenate(xs), *parts)
+
+
 class _Unit:
-    """Some chains that run in lock step on one device: their inputs and their state."""
+    """Some chains that run in lock step on one device: their inputs and their state.
+
+    Args:
+        engine: compiled functions.
+        chains: which chains of the run these are.
+        inputs: what all of them share, see `_inputs`.
+        device: where they run.
+        first: number of the run's first chain, by which the chains have their keys.
+    """
 
     def __init__(
-        self,
-        engine: Engine,
-        chains: Sequence[int],
-        seed: int,
-        settings: Any,
-        device: Any,
+        self, engine: Engine, chains: Sequence[int], inputs: tuple, device: Any, first: int = 0
     ) -> None:
         self.engine, self.chains, self.device = engine, tuple(chains), device
-        padded = [*chains, *[chains[-1]] * (engine.lanes - len(chains))]
-        self.inputs = jax.device_put(
-            (
-                engine.consts,
-                engine.data,
-                settings,
-                np.array([seed >> 32, seed & 0xFFFFFFFF], np.uint32),
-                np.array(padded, np.uint32),
-            ),
-            device,
-        )
-        self.state: Any = None
+        numbers = self._filled(np.array(chains, np.uint32) + np.uint32(first))
+        self.inputs = (*inputs, numbers)
+        self.state: Any = None  # on the device, or NumPy arrays on their way to it
 
     def _filled(self, rows: np.ndarray) -> np.ndarray:
         """One row per lane from one row per chain of this unit."""
@@ -408,11 +422,7 @@ class _Unit:
 
     def restore(self, states: Any) -> None:
         """The state from that of all chains of the run."""
-        self.state = jax.tree.map(self._padded, states)  # the next call puts it on the device
-
-    def place(self, states: Any) -> None:
-        """The state from that of this unit's chains."""
-        self.state = jax.tree.map(self._filled, states)
+        self.state = jax.tree.map(self._padded, states)
 
     def refresh(self) -> None:
         call = self.engine.function("refresh", self.device)
@@ -446,14 +456,8 @@ class _Unit:
         return blocks
 
     def warm(self, warmup: int) -> None:
-        """All of a warm-up, by the chains of this unit alone."""
-        index = 0
-        while index < warmup:
-            end = self.engine.pooled_at(self.state, warmup)
-            blocks = self.advance(index, end - index, collect=False)
-            if self.engine.pools:
-                self.place(self.engine.pool(self.host_state(), blocks, end, warmup))
-            index = self.engine.after(self.state, end, warmup)
+        """All of the warm-up of a run of this unit alone."""
+        _warm([self], warmup)
 
 
 def _joined(blocks: Sequence[Block], axis: int) -> Block:
@@ -465,6 +469,39 @@ def _joined(blocks: Sequence[Block], axis: int) -> Block:
             for parts in ([b.values for b in blocks], [b.stats for b in blocks])
         )
     )
+
+
+class _GivenUpError(Exception):
+    """A run without chunks was given up, after Ctrl-C."""
+
+
+def _advanced(
+    units: Sequence[_Unit], index: int, count: int, collect: bool, stopped: Callable[[], bool]
+) -> Block:
+    """The draws of all units, one unit after the other."""
+    if stopped():
+        raise _GivenUpError
+    return _joined([_joined(unit.advance(index, count, collect), 1) for unit in units], 0)
+
+
+def _warm(units: Sequence[_Unit], warmup: int, stopped: Callable[[], bool] = lambda: False) -> int:
+    """All of a warm-up of all chains of a run, segment by segment.
+
+    Returns:
+        Gradient evaluations, or the like.
+    """
+    engine, index, steps = units[0].engine, 0, 0
+    while index < warmup:
+        end = engine.pooled_at(units[0].state, warmup)
+        segment = _advanced(units, index, end - index, False, stopped)
+        steps += int(np.sum(segment.stats.get("n_steps", 0)))
+        if engine.pools:
+            state = engine.pool(_state_of(units), [segment], end, warmup)
+            for unit in units:
+                unit.restore(state)
+            end = engine.after(state, end, warmup)
+        index = end
+    return steps
 
 
 class Outcome(NamedTuple):
@@ -502,15 +539,14 @@ class Run:
         self, engine: Engine, chains: int, seed: int, settings: Any, threads: int | None = None
     ) -> None:
         self.engine, self.chains = engine, chains
-        groups = [
-            range(first, min(first + engine.lanes, chains))
-            for first in range(0, chains, engine.lanes)
-        ]
         devices = engine.devices
         with engine.program.context():
+            inputs = [
+                _inputs(engine.consts, engine.data, settings, seed, device) for device in devices
+            ]
             self.units = [
-                _Unit(engine, group, seed, settings, devices[i % len(devices)])
-                for i, group in enumerate(groups)
+                _Unit(engine, group, inputs[i % len(devices)], devices[i % len(devices)])
+                for i, group in enumerate(_groups(chains, engine.lanes))
             ]
         on_cpu = devices[0].platform == "cpu"
         default = len(os.sched_getaffinity(0)) if on_cpu else len(devices)
@@ -550,8 +586,7 @@ class Run:
                     unit.refresh()
 
     def state(self) -> Any:
-        parts = [unit.host_state() for unit in self.units]
-        return jax.tree.map(lambda *xs: np.concatenate(xs), *parts)
+        return _state_of(self.units)
 
     def chunks(
         self,
@@ -656,11 +691,124 @@ class Run:
         if index < end:
             return index
         state = self.engine.pool(self.state(), segment, index, warmup)
-        with self.engine.program.context():
-            for unit in self.units:
-                unit.restore(state)
+        for unit in self.units:
+            unit.restore(state)
         segment.clear()
         return self.engine.after(state, index, warmup)
+
+
+class DataSet(NamedTuple):
+    """One of many data sets, and what the chains on it differ by.
+
+    Attributes:
+        data: what stands for the data of the engine's program.
+        settings: the method's settings for it.
+        seed: of its chains.
+        first: number of its first chain; chain c has the keys of chain first + c of the seed.
+    """
+
+    data: Sequence[Any]
+    settings: Any
+    seed: int
+    first: int = 0
+
+
+class Finished(NamedTuple):
+    """The whole run on one data set.
+
+    Attributes:
+        block: its draws, (chain, draw, ...).
+        state: the states of its chains at the end, NumPy arrays with a leading chain axis.
+        timing: seconds of warm-up and of sampling.
+        warmup_steps: gradient evaluations (or the like) in warm-up, over its chains.
+    """
+
+    block: Block
+    state: Any
+    timing: Timing
+    warmup_steps: int
+
+
+def each_data_set(
+    engine: Engine,
+    data_sets: Sequence[DataSet],
+    chains: int,
+    warmup: int,
+    draws: int,
+    threads: int | None = None,
+    started: Callable[[int, Any], None] = lambda number, state: None,
+) -> Iterator[tuple[int, Finished | Exception]]:
+    """Chains on each of many data sets, by the engine's compiled programs.
+
+    The chains of one data set learn from each other in warm-up, as those of a `Run`; data sets do
+    not. Each data set is one task of one thread: draws depend on no other data set.
+
+    Args:
+        engine: of a program whose data have the shapes of all ``data_sets``.
+        data_sets: data and seeds.
+        chains, warmup, draws: of every data set.
+        threads: data sets worked on at a time; the number of cores if None.
+        started: told the number of a data set and the first states of its chains; what it raises
+            is what came of this data set.
+
+    Yields:
+        The number of a data set and what came of it, an exception if it failed, in the order in
+        which they are done.
+
+    Raises:
+        KeyboardInterrupt: at the end of what was finished, if Ctrl-C came before all was.
+    """
+    program, device = engine.program, engine.devices[0]
+    groups = _groups(chains, engine.lanes)
+    origins, given = np.zeros((chains, program.size), program.precision), np.zeros(chains, bool)
+    with program.context():
+        consts = jax.device_put(engine.consts, device)
+
+    def work(number: int) -> Finished | Exception:
+        own = data_sets[number]
+        try:
+            if stop.requested:
+                raise _GivenUpError
+            with program.context():
+                inputs = _inputs(consts, engine.given(own.data), own.settings, own.seed, device)
+                units = [_Unit(engine, group, inputs, device, own.first) for group in groups]
+                for unit in units:
+                    unit.init(origins, given)
+                started(number, _state_of(units))
+                return _from_start_to_end(units, warmup, draws, lambda: stop.requested)
+        except Exception as problem:
+            return problem
+
+    cores = len(os.sched_getaffinity(0)) if device.platform == "cpu" else 1
+    with _Interrupts() as stop, _workers(threads or cores) as pool:
+        left = {pool.submit(work, number): number for number in range(len(data_sets))}
+        given_up = False
+        try:
+            for future in concurrent.futures.as_completed(left):
+                number, outcome = left.pop(future), future.result()
+                if isinstance(outcome, _GivenUpError):
+                    given_up = True
+                else:
+                    yield number, outcome
+        finally:  # nobody waits for the others
+            stop.requested = True
+    if given_up:
+        raise KeyboardInterrupt
+
+
+def _from_start_to_end(
+    units: Sequence[_Unit], warmup: int, draws: int, stopped: Callable[[], bool]
+) -> Finished:
+    """All iterations of the chains of one data set, one unit after the other."""
+    begin, last, rows = time.perf_counter(), warmup + draws, units[0].engine.rows
+    steps = _warm(units, warmup, stopped)
+    middle = time.perf_counter()
+    parts = [
+        _advanced(units, first, min(rows, last - first), True, stopped)
+        for first in range(warmup, last, rows)
+    ]
+    timing = Timing(middle - begin, time.perf_counter() - middle)
+    return Finished(_joined(parts, 1), _state_of(units), timing, steps)
 
 
 def run_data_sets(
@@ -684,28 +832,20 @@ def run_data_sets(
 
     Returns:
         The draws on every data set, (1, draw, ...) by site.
+
+    Raises:
+        KeyboardInterrupt: Ctrl-C came before the end.
     """
-    program, device = engine.program, engine.devices[0]
-    with program.context():
-        settings = engine.method.settings(program, warmup)
-    origin, given = np.zeros((1, program.size), program.precision), np.zeros(1, bool)
-
-    def work(index: int) -> Block:
-        with program.context():
-            unit = _Unit(engine, [index], seed, settings, device)
-            unit.use(data_sets[index])
-            unit.chains = (0,)  # its row of the starting points
-            unit.init(origin, given)
-            unit.warm(warmup)
-            return _joined(unit.advance(warmup, draws, collect=True), 1)
-
-    blocks = []
-    cores = len(os.sched_getaffinity(0)) if device.platform == "cpu" else 1
-    with _workers(threads or cores) as pool:
-        for block in pool.map(work, range(len(data_sets))):
-            blocks.append(block)
-            progress(len(blocks))
-    return blocks
+    with engine.program.context():
+        settings = engine.method.settings(engine.program, warmup)
+    each = [DataSet(data, settings, seed, number) for number, data in enumerate(data_sets)]
+    blocks: dict[int, Block] = {}
+    for number, outcome in each_data_set(engine, each, 1, warmup, draws, threads):
+        if isinstance(outcome, Exception):
+            raise outcome
+        blocks[number] = outcome.block
+        progress(len(blocks))
+    return [blocks[number] for number in range(len(data_sets))]
 
 
 @contextlib.contextmanager

@@ -83,6 +83,13 @@ SAYS = {
         r"Student-t process +as trained +[5-9]\d\.\d%",
         r"50 labels: sigma\^2 = .*, degrees of freedom \d+",
     ],
+    "many_data_sets": [
+        r"\{'data_set': 30, 'chain': 4, 'draw': \d+\}",
+        r"heaviest tails: area error",
+        r"all men: -1[0-4]\.\d sit-ups per inch\nwithout man 13, 46 inches round: -1[5-9]\.\d",
+        r"holds the truth in [89]\d% of the experiments",
+        r"experiment 17 alone: the same draws: True\n.*beside another one: the same draws: True",
+    ],
     "stochastic_volatility": [
         r"504 days; the largest loss was 9\.4% on 15 October 2008",
         r"rho = -0\.7: log evidence +-\d+\.\d+",

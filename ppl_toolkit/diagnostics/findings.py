@@ -8,6 +8,7 @@ have not mixed and chains that are stuck or in different modes, are conventions 
 
 from __future__ import annotations
 
+import functools
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -24,28 +25,41 @@ if TYPE_CHECKING:
 __all__ = [
     "BFMI",
     "ESS_PER_CHAIN",
+    "FEW_DRAWS",
+    "HEAT",
+    "MONTE_CARLO_ERROR",
+    "MOVING",
     "NOISY_EVIDENCE",
     "R_HAT",
+    "TREE_DEPTH",
     "Finding",
+    "Judged",
+    "always_there",
+    "as_json",
     "as_text",
+    "convergence_of",
     "diagnose",
     "findings",
+    "findings_of_draws",
+    "findings_of_setup",
+    "unjudged",
 ]
 
 R_HAT = 1.01
 ESS_PER_CHAIN = 100
 BFMI = 0.3
+TREE_DEPTH = 0.01  # share of the trajectories that end at the largest depth
+MOVING = 0.01  # share of the draws that differ from the one before
+MONTE_CARLO_ERROR = 0.1  # of mean or standard deviation, in standard deviations
+FEW_DRAWS = 100  # of all chains
+HEAT = 0.2  # of a temperature of one
 NOISY_EVIDENCE = 1.0  # standard deviation of the log, from run to run
 _HOPELESS_R_HAT = 1.5  # more draws would not mend it
 _APART = 3.0  # standard deviations within chains, between groups of chains in different modes
 _DRIFT = 0.5  # of them between the halves of a chain that is on its way, not in a mode
-_MOVING = 0.01  # share of the draws that differ from the one before
-_ERROR = 0.1  # Monte Carlo error of mean or standard deviation, in standard deviations
 _MOST_SITES = 5
-_FEW_DRAWS = 100  # of all chains
 _BLOCK_BYTES = 4 * 2**20
 _LEAST_DIVERGING = 5  # draws, to say where they lie
-_HEAT = 0.2  # of a temperature of one
 _SEPARATES = 0.2  # from one half: the chance that a diverging draw has the larger value
 
 _STEPS = "Take smaller steps: NUTS(target_acceptance=0.95). "
@@ -95,11 +109,21 @@ def findings(tree: xarray.DataTree) -> list[Finding]:
 
 def diagnose(tree: xarray.DataTree) -> list[Finding]:
     """Compute the findings of a result from its draws and sampler statistics."""
-    found = [
-        finding
-        for part in (_sampler_findings, _convergence_findings, _setup_findings)
-        for finding in _guarded(part, tree)
-    ]
+    return _errors_first([*findings_of_draws(tree), *findings_of_setup(tree)])
+
+
+def findings_of_draws(tree: xarray.DataTree, judged: Judged | None = None) -> list[Finding]:
+    """What its draws and sampler statistics say of a result; ``judged``, where that is known."""
+    parts = (_sampler_findings, functools.partial(_convergence_findings, judged=judged))
+    return _errors_first([finding for part in parts for finding in _guarded(part, tree)])
+
+
+def findings_of_setup(tree: xarray.DataTree) -> list[Finding]:
+    """What the attributes of a result say."""
+    return _guarded(_setup_findings, tree)
+
+
+def _errors_first(found: list[Finding]) -> list[Finding]:
     return sorted(found, key=lambda finding: finding.severity != "error")
 
 
@@ -108,17 +132,20 @@ def _guarded(part: Callable[[xarray.DataTree], list[Finding]], tree: Any) -> lis
     try:
         return part(tree)
     except Exception as problem:
-        seen = f"{type(problem).__name__}: {problem}"
-        return [
-            Finding(
-                "unjudged",
-                "warning",
-                (),
-                1.0,
-                f"some of the draws' diagnostics could not be computed ({seen}).",
-                "Look at the draws themselves (ppl.summary), and please report this.",
-            )
-        ]
+        return [unjudged(problem)]
+
+
+def unjudged(problem: BaseException) -> Finding:
+    """What is said where the draws could not be judged."""
+    seen = f"{type(problem).__name__}: {problem}"
+    return Finding(
+        "unjudged",
+        "warning",
+        (),
+        1.0,
+        f"some of the draws' diagnostics could not be computed ({seen}).",
+        "Look at the draws themselves (ppl.summary), and please report this.",
+    )
 
 
 def as_text(found: Sequence[Finding]) -> str:
@@ -158,7 +185,7 @@ def _sampler_findings(tree: xarray.DataTree) -> list[Finding]:
         )
     if "reached_max_treedepth" in stats:
         share = float(stats["reached_max_treedepth"].mean())
-        if share > 0.01:
+        if share > TREE_DEPTH:
             found.append(
                 Finding(
                     "tree_depth",
@@ -196,7 +223,7 @@ def _sampler_findings(tree: xarray.DataTree) -> list[Finding]:
 
 def _heat(temperature: float) -> list[Finding]:
     """Whether the momenta of stochastic-gradient chains are hotter than the posterior."""
-    if abs(temperature - 1.0) <= _HEAT:
+    if abs(temperature - 1.0) <= HEAT:
         return []
     return [
         Finding(
@@ -228,7 +255,7 @@ def _where_diverging(tree: xarray.DataTree) -> tuple[str, tuple[str, ...]]:
     return (f", mostly at {' and '.join(parts)}" if parts else ""), tuple(n for _, n in clear[:2])
 
 
-class _Judged(NamedTuple):
+class Judged(NamedTuple):
     """What the diagnosis knows of the draws, arrays by scalar.
 
     Attributes:
@@ -250,7 +277,7 @@ class _Judged(NamedTuple):
     moving: np.ndarray
 
 
-def _judged(draws: xarray.Dataset, superchains: int) -> _Judged:
+def _judged(draws: xarray.Dataset, superchains: int) -> Judged:
     chains, count = draws.sizes.get("chain", 0), draws.sizes.get("draw", 0)
     names: list[str] = []
     broken: list[str] = []
@@ -262,18 +289,8 @@ def _judged(draws: xarray.Dataset, superchains: int) -> _Judged:
             labels = scalar_labels(block)
             names += labels
             broken += [labels[i] for i in np.flatnonzero(~np.isfinite(values).any(axis=(0, 1)))]
-            if chains == 1:  # as two: what can be said of convergence when there are no others
-                half = count // 2
-                values = np.concatenate([values[:, :half], values[:, count - half :]])
-            found = convergence.convergence(values)
-            if superchains > 1:
-                groups = np.arange(chains) // (chains // superchains)
-                found["r_hat"] = convergence.rhat_nested(values, groups)
-            numbers["r_hat"].append(found["r_hat"])
-            numbers["ess"].append(np.minimum(found["ess_bulk"], found["ess_tail"]))
-            with np.errstate(all="ignore"):
-                error = np.maximum(found["mcse_mean"], found["mcse_sd"]) / found["sd"]
-            numbers["error"].append(error)
+            for key, found in convergence_of(values, superchains).items():
+                numbers[key].append(found)
             if block.dtype.kind == "f":
                 continuous = True
                 raw = np.asarray(block).reshape(chains, count, -1)
@@ -281,19 +298,35 @@ def _judged(draws: xarray.Dataset, superchains: int) -> _Judged:
                 moved |= ((new != old) & ~(np.isnan(new) & np.isnan(old))).any(axis=2)
     moving = moved.mean(axis=1) if continuous and count > 1 else np.full(chains, np.nan)
     joined = {key: np.concatenate(parts) for key, parts in numbers.items()}
-    return _Judged(names=names, broken=broken, moving=moving, **joined)
+    return Judged(names=names, broken=broken, moving=moving, **joined)
 
 
-def _convergence_findings(tree: xarray.DataTree) -> list[Finding]:
+def convergence_of(values: np.ndarray, superchains: int = 0) -> dict[str, np.ndarray]:
+    """`Judged.r_hat`, `ess` and `error` of draws (chain, draw, scalar)."""
+    chains, count = values.shape[:2]
+    if chains == 1:  # as two: what can be said of convergence when there are no others
+        half = count // 2
+        values = np.concatenate([values[:, :half], values[:, count - half :]])
+    found = convergence.convergence(values)
+    if superchains > 1:
+        groups = np.arange(chains) // (chains // superchains)
+        found["r_hat"] = convergence.rhat_nested(values, groups)
+    with np.errstate(all="ignore"):
+        error = np.maximum(found["mcse_mean"], found["mcse_sd"]) / found["sd"]
+    ess = np.minimum(found["ess_bulk"], found["ess_tail"])
+    return {"r_hat": found["r_hat"], "ess": ess, "error": error}
+
+
+def _convergence_findings(tree: xarray.DataTree, judged: Judged | None = None) -> list[Finding]:
     if "posterior" not in tree.children:
         return []
     draws = tree["posterior"].dataset
     chains, count = draws.sizes.get("chain", 0), draws.sizes.get("draw", 0)
     if not any(variable.size for variable in draws.data_vars.values()):
         return []
-    draws = _always_there(draws, tree.attrs)
+    draws = always_there(draws, tree.attrs)
     superchains = int(tree.attrs.get("superchains", 0))
-    judged = _judged(draws, superchains)
+    judged = judged or _judged(draws, superchains)
     if "filtering" in tree.children:  # paths of one filter are independent draws, given it
         return [*_not_finite(judged.broken), *_of_filters(tree)]
     if count < ESS_PER_CHAIN and _sums_along_sweeps(tree):  # what is wanted are the sums
@@ -306,20 +339,20 @@ def _convergence_findings(tree: xarray.DataTree) -> list[Finding]:
     ]
 
 
-def _always_there(draws: xarray.Dataset, attrs: Mapping[Any, Any]) -> xarray.Dataset:
+def always_there(draws: xarray.Dataset, attrs: Mapping[Any, Any]) -> xarray.Dataset:
     """Without the sites of trans-dimensional plates, whose elements come and go."""
     plates = set(json.loads(attrs.get("trans_dimensional", "{}")))
     return draws[[name for name, site in draws.data_vars.items() if not plates & set(site.dims)]]
 
 
 def _mixing(
-    tree: xarray.DataTree, draws: xarray.Dataset, judged: _Judged, superchains: int
+    tree: xarray.DataTree, draws: xarray.Dataset, judged: Judged, superchains: int
 ) -> list[Finding]:
     """Chains that stand still, sit in different modes, or have not mixed: the first that holds."""
     names, r_hat, chains = judged.names, judged.r_hat, draws.sizes["chain"]
     number = float(np.nanmax(r_hat, initial=1.0))
     limit = _limit(superchains, chains, draws.sizes["draw"])
-    stuck = np.flatnonzero(judged.moving < _MOVING)
+    stuck = np.flatnonzero(judged.moving < MOVING)
     hopeless = _worst(names, -r_hat, r_hat > _HOPELESS_R_HAT)
     if stuck.size:
         shares = ", ".join(f"{judged.moving[c]:.1%}" for c in stuck)
@@ -381,7 +414,7 @@ def _limit(superchains: int, chains: int, count: int) -> float:
     return float(np.sqrt(R_HAT**2 + superchains / (chains * count)))
 
 
-def _noise(judged: _Judged, chains: int, count: int) -> list[Finding]:
+def _noise(judged: Judged, chains: int, count: int) -> list[Finding]:
     """Few effective draws; or enough of them, but tails that spoil mean and standard deviation."""
     names, effective, error = judged.names, judged.ess, judged.error
     need = ESS_PER_CHAIN * chains
@@ -403,7 +436,7 @@ def _noise(judged: _Judged, chains: int, count: int) -> list[Finding]:
                 "Draw more (ppl.extend), or reparametrise to mix faster.",
             )
         )
-    heavy = (error > _ERROR) & ~noisy
+    heavy = (error > MONTE_CARLO_ERROR) & ~noisy
     if heavy.any():
         worst = _worst(names, -error, heavy)
         number = float(np.nanmax(error[heavy]))
@@ -414,8 +447,8 @@ def _noise(judged: _Judged, chains: int, count: int) -> list[Finding]:
                 worst,
                 number,
                 f"the Monte Carlo error of mean or standard deviation is {number:.0%} of the "
-                f"standard deviation (above {_ERROR:.0%}){_naming(worst)}, though ranks mix well: "
-                "heavy tails, moments hang on a few draws.",
+                f"standard deviation (above {MONTE_CARLO_ERROR:.0%}){_naming(worst)}, though ranks "
+                "mix well: heavy tails, moments hang on a few draws.",
                 "Report medians and quantiles, give the site a lighter-tailed prior, or draw more.",
             )
         )
@@ -455,7 +488,7 @@ def _places(scalar: str, means: np.ndarray) -> str:
 
 
 def _few_draws(chains: int, count: int) -> list[Finding]:
-    if chains * count >= _FEW_DRAWS and chains > 1:
+    if chains * count >= FEW_DRAWS and chains > 1:
         return []
     text = (
         f"{count} draws of one chain" if chains == 1 else f"{count} draws of {chains} chains each"
