@@ -12,7 +12,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-__all__ = ["Linearity", "evaluate", "inlined", "size"]
+__all__ = ["PRODUCT", "Linearity", "evaluate", "inlined", "size"]
+
+PRODUCT = 0.2  # time of a multiplication and addition in a matrix product, of one by itself
 
 # Linear in all of their operands together.
 _LINEAR = frozenset({
@@ -79,19 +81,19 @@ class Linearity:
         floating = all(jnp.issubdtype(v.aval.dtype, jnp.floating) for v in operands)
         return operands if linear and floating else []
 
-    def cost(self, variable: Any, roots: Sequence[Any]) -> int:
-        """Multiplications and additions from the roots to a variable."""
-        cost, stack, seen = 0, [variable], set(roots)
+    def cost(self, variable: Any, roots: Sequence[Any]) -> float:
+        """Operations on single numbers, or as long as these, from the roots to a variable."""
+        cost, stack, seen = 0.0, [variable], set(roots)
         while stack:
             v = stack.pop()
             if hasattr(v, "val") or v in seen or not self.depends(v):
                 continue
             seen.add(v)
             equation = self.made_by[v]
-            each = 1
+            each = 1.0
             if equation.primitive.name == "dot_general":
                 (contracted, _), _ = equation.params["dimension_numbers"]
-                each = 2 * math.prod(equation.invars[0].aval.shape[i] for i in contracted)
+                each = PRODUCT * math.prod(equation.invars[0].aval.shape[i] for i in contracted)
             cost += each * size(v)
             stack += equation.invars
         return cost

@@ -27,14 +27,14 @@ import numpyro.distributions as dist
 
 from ppl_toolkit.executables import kept
 from ppl_toolkit.fused import total_log_prob, unwrapped
-from ppl_toolkit.linearity import Linearity, evaluate, inlined, size
+from ppl_toolkit.linearity import PRODUCT, Linearity, evaluate, inlined, size
 from ppl_toolkit.program import Program
 from ppl_toolkit.tracing import Traced, as_numpy, digest
 
 __all__ = ["Reduced", "reduced"]
 
 _LEAST = 32  # observations of a site; fewer are cheap
-_MOST_NUMBERS = 10_000_000  # of a table [A, y - c]
+_MOST_WORK = 2e9  # multiplications for T, once for every data set
 _MOST_KEPT = 32  # programs whose analysis is remembered
 
 
@@ -194,8 +194,8 @@ def _reducible(linearity: Linearity, mean: Any, value: Any, sigma: Any) -> _Site
         return None
     site = _Site(linearity.roots(mean), mean, value, sigma, fixed)
     rows, columns = site.shape
-    saved = linearity.cost(mean, site.theta) + 4 * rows - 2 * columns**2
-    few = columns <= rows and rows * columns <= _MOST_NUMBERS
+    saved = linearity.cost(mean, site.theta) + 4 * rows - 2 * PRODUCT * columns**2
+    few = columns <= rows and rows * columns**2 <= _MOST_WORK
     return site if few and saved > 0 else None
 
 

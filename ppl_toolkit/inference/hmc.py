@@ -197,7 +197,7 @@ def _subtree(
         start.point, zero, zero - jnp.inf, jnp.zeros(dim, dtype), jnp.asarray(False),
         jnp.asarray(False), zero, jnp.zeros((), jnp.int32), zero,
     )  # fmt: skip
-    rows = jnp.zeros((max_depth, dim), dtype)
+    rows = jnp.zeros((max_depth + 1, dim), dtype)  # the last takes what nobody reads
 
     def proceed(carry: tuple) -> Bool[Array, ""]:
         leaves = carry[0]
@@ -220,25 +220,22 @@ def _subtree(
         depth = lax.population_count(n >> 1)
         closed = lax.population_count(n ^ (n + 1)) - 1  # subtrees that end at point n
 
-        def keep() -> tuple:
-            return (
-                lax.dynamic_update_index_in_dim(momenta, z.momentum, depth, 0),
-                lax.dynamic_update_index_in_dim(sums, total, depth, 0),
-                jnp.asarray(False),
-            )
+        first_of_some = n % 2 == 0
+        row = jnp.where(first_of_some, depth, max_depth)
+        momenta = lax.dynamic_update_index_in_dim(momenta, z.momentum, row, 0)
+        sums = lax.dynamic_update_index_in_dim(sums, total, row, 0)
 
-        def check() -> tuple:
+        def check() -> Bool[Array, ""]:
             def turn(carry: tuple) -> tuple:
                 row, _ = carry
                 first = momenta[row]
                 return row - 1, _turning(first, z.momentum, total - sums[row] + first)
 
-            _, turned = lax.while_loop(
+            return lax.while_loop(
                 lambda c: (c[0] > depth - closed) & ~c[1], turn, (depth, jnp.asarray(False))
-            )
-            return momenta, sums, turned
+            )[1]
 
-        momenta, sums, turned = lax.cond(n % 2 == 0, keep, check)
+        turned = lax.cond(first_of_some, lambda: jnp.asarray(False), check)
         grown = _Leaves(
             chosen=_where(chosen_now, z.point, leaves.chosen),
             energy=jnp.where(chosen_now, energy, leaves.energy),
