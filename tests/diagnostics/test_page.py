@@ -55,8 +55,8 @@ def page(full):
 @pytest.fixture(scope="module")
 def centred():
     """A funnel with steps that are far too long: divergences, and chains that disagree."""
-    method = ppl.NUTS(target_acceptance=0.3)
-    return quiet(eight_schools_centred, ERRORS, y=EFFECTS, seed=1, method=method)
+    method = ppl.NUTS(target_acceptance=0.1)
+    return quiet(eight_schools_centred, ERRORS, y=EFFECTS, seed=1, method=method, warmup=19)
 
 
 # -- the document -------------------------------------------------------------------------------
