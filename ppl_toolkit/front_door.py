@@ -121,6 +121,7 @@ def infer(
         call, begin = _resumed(model, args, arguments, options, resume)
     else:
         raise OptionError("resume= continues a run; it takes neither store= nor init=.")
+    _ = call.program.computed_observations  # checks them; may compile, unlike all before
     tree = carry_out(call, begin)
     _warn_of(tree)
     return tree
@@ -178,7 +179,6 @@ class Options(NamedTuple):
     ) -> Call:
         """The call, with defaults in place of what was left out."""
         method.check(program)
-        _ = program.computed_observations  # checks them
         chains, superchains = self.chains or _CHAINS, self.superchains or 0
         if superchains and (chains % superchains or chains == superchains):
             raise OptionError(
