@@ -34,7 +34,7 @@ _SETTLED = 0.1  # a log step size that falls by less in its trial is tried no mo
 _CALM, _ROUGH = 3.0, 10.0  # energy errors; the larger has probability exp(-10) under the target
 _MOST_ROUGH, _TAIL = 0.01, 8.0  # share of trajectories with such errors; its growth with the step
 _REFUSED = 0.25  # of what the target leaves refused, at least, for the sake of rough places
-_STUCK = 20.0  # log densities by which a chain that lies below all others has not arrived
+_STUCK = 20.0  # by which the log probability of a place is less where a chain has not arrived
 
 
 class Plan(NamedTuple):
@@ -199,16 +199,21 @@ def _agree(positions: np.ndarray) -> bool:
 
 
 def _unstuck(state: Any, segment: _Drawn) -> Any:
-    """Chains that do not move, or have not arrived, go on from where the next good chain is."""
+    """Chains that do not move, or have not arrived, go on from where the next good chain is.
+
+    A chain has not arrived if it lies below the best one all the time, and at a place of far less
+    probability: the logarithm of that is the mean log density plus the logarithms of the scales,
+    up to a constant, so that a wide peak counts for as much as a narrow, higher one.
+    """
     log_density = segment.stats["lp"]
     if len(log_density) < 2:
         return state
     frozen = np.all(segment.positions == segment.positions[:, :1], axis=(1, 2))
-    highest, lowest = log_density.max(1), log_density.min(1)
-    stuck = frozen.copy()
-    for chain in range(len(stuck)):
-        others = np.delete(lowest, chain)
-        stuck[chain] |= highest[chain] < others.min() - _STUCK
+    scales = np.maximum(segment.positions.std(1), 1e-300)
+    mass = np.where(frozen, -np.inf, log_density.mean(1) + np.sum(np.log(scales), 1))
+    best = int(np.argmax(mass))
+    below = log_density.max(1) < log_density[best].min()
+    stuck = frozen | (below & (mass < mass[best] - _STUCK))
     if not stuck.any() or stuck.all():
         return state
     good = np.flatnonzero(~stuck)

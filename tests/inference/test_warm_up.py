@@ -189,6 +189,24 @@ def test_a_chain_that_has_not_arrived_goes_on_from_another():
     np.testing.assert_array_equal(new.point.position[3], state.point.position[0])
 
 
+def test_several_chains_that_have_not_arrived_go_on_from_others():
+    draws, stats = segment(25)
+    stats["lp"][[1, 3]] -= 40.0
+    state = state_of(METRIC, 26)
+    new = pooled("dense", 0.8, state, draws, stats, 26, 1000)
+    np.testing.assert_array_equal(new.point.position, state.point.position[[0, 2, 2, 0]])
+
+
+def test_a_wide_peak_stays_beside_a_narrow_and_higher_one():
+    """Lower by 33, but wider by 2 log(10,000) = 18: less probable by 15, which is not enough."""
+    draws, stats = segment(25)
+    draws.position[:3] /= 1e4
+    stats["lp"][:3] += 2 * np.log(1e4) + 15.0
+    state = state_of(METRIC, 26)
+    new = pooled("dense", 0.8, state, draws, stats, 26, 1000)
+    np.testing.assert_array_equal(new.point.position, state.point.position)
+
+
 def test_gradients_that_are_no_numbers_change_no_metric():
     draws, stats = segment(25)
     draws.gradient[0, 0, 0] = np.nan
