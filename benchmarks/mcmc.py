@@ -7,7 +7,7 @@ DATA is the folder of posteriors that `posteriordb.load` reads. All engines run 
 process (nutpie, for the posteriors that have a PyMC form, in one beside it): first each makes its
 first call on a model (cold: nothing compiled, no caches on disk), then they take turns for some
 rounds, each round with a new seed and new data of the same shape (every number scaled by a few
-millionths). Medians over rounds are shown.
+millionths; counts and labels stay). Medians over rounds are shown.
 """
 
 import argparse
@@ -78,7 +78,9 @@ def judged(posterior: Posterior, sample: Sample) -> tuple[float, float]:
 
 def moved(data: Data, amount: float) -> Data:
     """New data of the same shape, with practically the same posterior."""
-    return data.with_arrays([np.asarray(x * (1.0 + amount)) for x in data.arrays()])
+    return data.with_arrays(
+        [np.asarray(x * (1.0 + amount)) if x.dtype.kind == "f" else x for x in data.arrays()]
+    )
 
 
 def one_call(posterior: Posterior, sampler: Sampler, seed: int, data: Data) -> Call:
