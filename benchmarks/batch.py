@@ -25,7 +25,7 @@ from numpyro.infer import MCMC, NUTS
 from peers import CHAINS, numpyro_jitted, numpyro_object, ours
 
 import ppl_toolkit as ppl
-from ppl_toolkit import batch, executables, runner
+from ppl_toolkit import batch, engine, executables, units
 
 WARMUP = DRAWS = 1000
 SINGLE = {"infer": 50, "numpyro": 20}  # so many in all rounds together
@@ -115,9 +115,9 @@ def parts(count: int) -> list[list[Any]]:
 
     run()
     with (
-        cost_inside(runner._Unit, "advance") as advanced,
-        cost_inside(runner._Unit, "init") as begun,
-        cost_inside(runner.Engine, "pool") as pooled,
+        cost_inside(units.Unit, "advance") as advanced,
+        cost_inside(units.Unit, "init") as begun,
+        cost_inside(engine.Engine, "pool") as pooled,
         cost_inside(batch, "judge") as judged,
         cost_inside(batch, "tree_of") as labelled,
     ):

@@ -29,7 +29,8 @@ from measure import Cost, cost_of, machine, show_table
 from peers import CHAINS, Data
 
 from ppl_toolkit import NUTS, Program, executables
-from ppl_toolkit.runner import Engine, MemorySink, Run
+from ppl_toolkit.engine import Engine
+from ppl_toolkit.runner import MemorySink, Run
 
 START = np.uint32(0xFFFFFFFF)  # the index of a chain's first key, as in the package's loop
 

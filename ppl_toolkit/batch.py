@@ -26,6 +26,7 @@ from ppl_toolkit.diagnostics.findings import (
 )
 from ppl_toolkit.diagnostics.many import judge, summarised
 from ppl_toolkit.diagnostics.pointwise import listed
+from ppl_toolkit.engine import Engine
 from ppl_toolkit.errors import (
     DataError,
     InferenceWarning,
@@ -38,9 +39,9 @@ from ppl_toolkit.errors import (
 )
 from ppl_toolkit.front_door import Options
 from ppl_toolkit.labels import label_of_each
+from ppl_toolkit.many_runs import DataSet, each_data_set
 from ppl_toolkit.progress import progress_for
 from ppl_toolkit.results import DATA_SET
-from ppl_toolkit.runner import DataSet, Engine, each_data_set
 
 if TYPE_CHECKING:
     import xarray

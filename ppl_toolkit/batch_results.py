@@ -10,8 +10,9 @@ import numpy as np
 
 from ppl_toolkit import results
 from ppl_toolkit.call import Call, attributes_of, method_groups
+from ppl_toolkit.many_runs import Finished
 from ppl_toolkit.results import DATA_SET
-from ppl_toolkit.runner import Finished, Outcome, Timing
+from ppl_toolkit.runner import Outcome, Timing
 from ppl_toolkit.tracing import digest
 
 if TYPE_CHECKING:

@@ -18,11 +18,12 @@ from ppl_toolkit import results
 from ppl_toolkit.bare_density import is_density
 from ppl_toolkit.diagnostics.findings import as_json, diagnose
 from ppl_toolkit.diagnostics.structure import model_sites, model_source
+from ppl_toolkit.engine import Engine
 from ppl_toolkit.errors import InitializationError, PPLError, SamplingError
 from ppl_toolkit.goals import Goal, Judge
 from ppl_toolkit.program import Program
 from ppl_toolkit.progress import progress_for
-from ppl_toolkit.runner import Engine, MemorySink, Outcome, Run
+from ppl_toolkit.runner import MemorySink, Outcome, Run
 from ppl_toolkit.sites import variable_name
 from ppl_toolkit.starts import start_numbers
 from ppl_toolkit.store import ZarrSink, require_free

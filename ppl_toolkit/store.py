@@ -19,11 +19,11 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
+from ppl_toolkit.engine import Block
 from ppl_toolkit.errors import CheckpointError
 from ppl_toolkit.files import CHECKPOINT, load
 from ppl_toolkit.labels import label_dimensions
 from ppl_toolkit.results import run_attributes, state_arrays, stats_group
-from ppl_toolkit.runner import Block
 from ppl_toolkit.sites import variable_name
 
 if TYPE_CHECKING:

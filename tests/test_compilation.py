@@ -15,7 +15,7 @@ from helpers import compilations, quiet
 from models import EFFECTS, ERRORS, eight_schools
 
 import ppl_toolkit as ppl
-from ppl_toolkit import executables, runner
+from ppl_toolkit import engine, executables
 from ppl_toolkit.errors import InferenceWarning
 from ppl_toolkit.program import Program
 
@@ -265,7 +265,7 @@ class TestDiskCache:
 def forget():
     """As a new process begins."""
     executables.clear()
-    runner._structures.clear()
+    engine._structures.clear()
 
 
 @pytest.fixture
@@ -284,7 +284,7 @@ def refuse(*_, **__):
 
 
 def test_a_filled_cache_needs_neither_traces_nor_lowering(on_disk, monkeypatch):
-    monkeypatch.setattr(runner.Engine, "_traced_once", refuse)
+    monkeypatch.setattr(engine.Engine, "_traced_once", refuse)
     monkeypatch.setattr(jax, "jit", refuse)
     again = run(eight_schools, ERRORS, y=EFFECTS)
     np.testing.assert_array_equal(again["posterior"]["mu"], on_disk[0]["posterior"]["mu"])
@@ -293,7 +293,7 @@ def test_a_filled_cache_needs_neither_traces_nor_lowering(on_disk, monkeypatch):
 @pytest.mark.parametrize("what", ["_versions", "_configuration"])
 def test_other_versions_and_settings_have_other_names(on_disk, monkeypatch, what):
     monkeypatch.setattr(executables, what, lambda: "others")
-    monkeypatch.setattr(runner.Engine, "_traced_once", refuse)
+    monkeypatch.setattr(engine.Engine, "_traced_once", refuse)
     with pytest.raises(AssertionError, match="traced or lowered again"):
         run(eight_schools, ERRORS, y=EFFECTS)
 
@@ -313,7 +313,7 @@ def test_names_tell_engines_apart():
     program = Program(eight_schools, (ERRORS,), {"y": EFFECTS})
 
     def name(method, lanes=1):
-        return runner.Engine(program, method, lanes, jax.devices()[:1])._name
+        return engine.Engine(program, method, lanes, jax.devices()[:1])._name
 
     names = [name(ppl.NUTS()), name(ppl.NUTS(max_depth=5)), name(ppl.HMC()), name(ppl.NUTS(), 2)]
     assert len(set(names)) == 4
@@ -325,9 +325,9 @@ def test_methods_that_bring_their_own_code_have_no_name():
         pass
 
     program = Program(eight_schools, (ERRORS,), {"y": EFFECTS})
-    assert runner.Engine(program, Own(), 1, jax.devices()[:1])._name == ""
+    assert engine.Engine(program, Own(), 1, jax.devices()[:1])._name == ""
     composed = ppl.MCMC(ppl.NUTS())
-    assert runner.Engine(program, composed, 1, jax.devices()[:1])._name == ""
+    assert engine.Engine(program, composed, 1, jax.devices()[:1])._name == ""
 
 
 def test_names_do_not_pile_up(monkeypatch, tmp_path):

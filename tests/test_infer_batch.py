@@ -18,7 +18,7 @@ from models import EFFECTS, ERRORS, conjugate, die, eight_schools
 from scipy import stats
 
 import ppl_toolkit as ppl
-from ppl_toolkit import convergence, executables, runner
+from ppl_toolkit import convergence, engine, executables, units
 from ppl_toolkit.batch import data_set_seeds
 from ppl_toolkit.batch_results import Drawn, single
 from ppl_toolkit.diagnostics.findings import diagnose
@@ -133,13 +133,13 @@ def test_chains_in_lock_step_as_on_accelerators(monkeypatch):
 def test_more_draws_than_one_call_of_the_program_gives(monkeypatch):
     """Blocks of 37 draws are joined to what one block of all gives."""
     whole = schools(SCHOOLS[:2], draws=100)
-    init = runner.Engine.__init__
+    init = engine.Engine.__init__
 
     def small(engine, *args):
         init(engine, *args)
         engine.rows = 37
 
-    monkeypatch.setattr(runner.Engine, "__init__", small)
+    monkeypatch.setattr(engine.Engine, "__init__", small)
     executables.clear()  # the length of the buffers is not in the key
     monkeypatch.setenv("PPL_CACHE_DIR", "off")
     parts = schools(SCHOOLS[:2], draws=100)
@@ -509,7 +509,7 @@ def test_data_sets_that_fail_are_left_out_and_named():
 
 
 def test_a_crash_in_one_data_set_does_not_cost_the_others(monkeypatch, reference):
-    advance = runner._Unit.advance
+    advance = units.Unit.advance
     seed = data_set_seeds(7, 6)[2]
     words = np.array([seed >> 32, seed & 0xFFFFFFFF], np.uint32)
 
@@ -518,7 +518,7 @@ def test_a_crash_in_one_data_set_does_not_cost_the_others(monkeypatch, reference
             raise MemoryError("no more")
         return advance(unit, index, count, collect)
 
-    monkeypatch.setattr(runner._Unit, "advance", failing)
+    monkeypatch.setattr(units.Unit, "advance", failing)
     tree = schools()
     assert list(tree["failed"]["error"].values) == ["MemoryError: no more"]
     others = [0, 1, 3, 4, 5]
@@ -559,7 +559,7 @@ def test_ctrl_c_returns_the_data_sets_that_are_finished(presses, monkeypatch, re
 
 def test_ctrl_c_before_anything_is_finished(monkeypatch):
     """Pressed once, in the first warm-up: neither its end nor other data sets are waited for."""
-    calls, advanced = [], runner._advanced
+    calls, advanced = [], units.advanced
 
     def pressing(*args):
         calls.append(args)
@@ -567,7 +567,7 @@ def test_ctrl_c_before_anything_is_finished(monkeypatch):
             os.kill(os.getpid(), signal.SIGINT)
         return advanced(*args)
 
-    monkeypatch.setattr(runner, "_advanced", pressing)
+    monkeypatch.setattr(units, "advanced", pressing)
     with pytest.raises(KeyboardInterrupt):
         schools(threads=1)
     assert 2 <= len(calls) <= 4  # the signal may come a little later

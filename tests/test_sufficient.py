@@ -11,9 +11,9 @@ from numpyro.infer.reparam import LocScaleReparam
 
 import ppl_toolkit as ppl
 from ppl_toolkit import convergence
+from ppl_toolkit.engine import Engine
 from ppl_toolkit.linearity import PRODUCT, Linearity, inlined
 from ppl_toolkit.program import Program
-from ppl_toolkit.runner import Engine
 from ppl_toolkit.sufficient import reduced
 
 RNG = np.random.default_rng(0)

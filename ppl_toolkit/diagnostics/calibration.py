@@ -28,11 +28,12 @@ from ppl_toolkit.diagnostics.simulation import (
     table,
     with_observed,
 )
+from ppl_toolkit.engine import Block, Engine
 from ppl_toolkit.errors import OptionError
 from ppl_toolkit.inference import as_method
+from ppl_toolkit.many_runs import run_data_sets
 from ppl_toolkit.program import Program
 from ppl_toolkit.progress import progress_for
-from ppl_toolkit.runner import Block, Engine, run_data_sets
 
 if TYPE_CHECKING:
     import xarray

@@ -32,10 +32,11 @@ from ppl_toolkit.diagnostics.simulation import (
     table,
     with_observed,
 )
+from ppl_toolkit.engine import Engine
 from ppl_toolkit.errors import MethodError, OptionError
 from ppl_toolkit.inference import as_method
 from ppl_toolkit.program import Program
-from ppl_toolkit.runner import Engine, Run
+from ppl_toolkit.runner import Run
 
 __all__ = ["Geweke", "geweke"]
 

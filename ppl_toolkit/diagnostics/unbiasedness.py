@@ -36,9 +36,11 @@ from scipy import special, stats
 from ppl_toolkit import executables, positions
 from ppl_toolkit.diagnostics.exactness import configurations, is_finite, log_masses
 from ppl_toolkit.diagnostics.simulation import seed_words
+from ppl_toolkit.engine import Engine
 from ppl_toolkit.inference.smc import SMC, SMCState
+from ppl_toolkit.many_runs import run_data_sets
 from ppl_toolkit.program import Program
-from ppl_toolkit.runner import Engine, Run, run_data_sets
+from ppl_toolkit.runner import Run
 
 __all__ = ["Evidences", "Unbiasedness", "compared", "unbiasedness"]
 

@@ -11,7 +11,7 @@ import numpyro.distributions as dist
 import pytest
 from scipy import stats
 
-from ppl_toolkit import executables, runner
+from ppl_toolkit import engine, executables
 from ppl_toolkit.diagnostics import unbiasedness as module
 from ppl_toolkit.diagnostics.unbiasedness import Evidences, compared, unbiasedness
 from ppl_toolkit.inference import SMC, RandomWalk, population, smc
@@ -103,7 +103,7 @@ def mistaken(monkeypatch):
 
     def forget():
         executables.clear()
-        runner._structures.clear()
+        engine._structures.clear()
 
     def make(mistake):
         forget()

@@ -53,7 +53,7 @@ def test_every_method_is_extended_and_resumed(what, tmp_path):
 @pytest.mark.parametrize("init", [None, "prior"])
 def test_superchains_share_their_starts_and_nothing_else(init, tmp_path):
     """Chains of a superchain are alike at the first state and differ in the first draw."""
-    starts, engine_init = [], ppl_toolkit.runner._Unit.init
+    starts, engine_init = [], ppl_toolkit.runner.Unit.init
 
     def recorded(unit, *args):
         engine_init(unit, *args)
@@ -61,7 +61,7 @@ def test_superchains_share_their_starts_and_nothing_else(init, tmp_path):
 
     options = {"chains": 6, "superchains": 2, "warmup": 10, "threads": 1, "lanes": 3, "init": init}
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(ppl_toolkit.runner._Unit, "init", recorded)
+        patch.setattr(ppl_toolkit.runner.Unit, "init", recorded)
         tree = quiet(conjugate, Y, draws=30, **options)
     first, second = (position for _, position in sorted(starts))
     assert np.unique(first).size == np.unique(second).size == 1

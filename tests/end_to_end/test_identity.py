@@ -159,7 +159,7 @@ class TestInterrupts:
     def test_a_failure_keeps_what_was_drawn(self, reference, tmp_path):
         from ppl_toolkit import runner
 
-        advance, calls = runner._Unit.advance, []
+        advance, calls = runner.Unit.advance, []
 
         def failing(unit, index, count, collect):
             calls.append(index)
@@ -168,7 +168,7 @@ class TestInterrupts:
             return advance(unit, index, count, collect)
 
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(runner._Unit, "advance", failing)
+            patch.setattr(runner.Unit, "advance", failing)
             with pytest.raises(SamplingError, match=r"MemoryError: no more.*resume") as caught:
                 run(chunk=50, store=tmp_path / "run.zarr")
         part = caught.value.partial
@@ -183,7 +183,7 @@ class TestInterrupts:
         """The other chains have gone on by then; the state must be that of the last commit."""
         from ppl_toolkit import runner
 
-        advance = runner._Unit.advance
+        advance = runner.Unit.advance
 
         def failing(unit, index, count, collect):
             if index >= WARMUP + 100 and unit.chains == (1,):
@@ -192,7 +192,7 @@ class TestInterrupts:
 
         options = {"chunk": 50, "store": tmp_path / "run.zarr" if stored else None}
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(runner._Unit, "advance", failing)
+            patch.setattr(runner.Unit, "advance", failing)
             if problem is KeyboardInterrupt:
                 part = run(**options)
             else:

@@ -49,7 +49,7 @@ class TestResume:
     def test_an_unfinished_run_goes_on_to_its_own_number_of_draws(self, tmp_path):
         from ppl_toolkit import runner
 
-        path, advance = tmp_path / "run.zarr", runner._Unit.advance
+        path, advance = tmp_path / "run.zarr", runner.Unit.advance
 
         def failing(unit, index, count, collect):
             if index >= 80:
@@ -57,7 +57,7 @@ class TestResume:
             return advance(unit, index, count, collect)
 
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(runner._Unit, "advance", failing)
+            patch.setattr(runner.Unit, "advance", failing)
             with pytest.raises(ppl.errors.SamplingError):
                 schools(draws=90, warmup=30, chunk=10, store=path)
         assert schools(resume=path)["posterior"].sizes["draw"] == 90

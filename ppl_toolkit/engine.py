@@ -1,0 +1,318 @@
+"""The compiled functions of a method on a program.
+
+Keys: iteration t of chain c uses fold_in(fold_in(seed, c), t), and nothing else.
+"""
+
+from __future__ import annotations
+
+import concurrent.futures
+import functools
+import math
+from collections.abc import Callable, Sequence
+from types import SimpleNamespace
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax, random
+
+from ppl_toolkit import executables
+from ppl_toolkit.program import Program
+from ppl_toolkit.sufficient import reduced
+from ppl_toolkit.tracing import Traced
+
+__all__ = ["Block", "Engine", "joined"]
+
+_BUFFER_BYTES = 8 * 2**20  # of the draws one call of a compiled program returns
+_MOST_ROWS = 1024
+_INIT_INDEX = 0xFFFFFFFF
+
+
+class Block(NamedTuple):
+    """The draws of one chunk: arrays of shape (chain, draw, ...) by name.
+
+    Attributes:
+        values: sites; in warm-up what chains are pooled by, where the method does so.
+        stats: statistics of the sampler.
+    """
+
+    values: dict[str, np.ndarray]
+    stats: dict[str, np.ndarray]
+
+
+class _Structure(NamedTuple):
+    """Shapes and types of a state, and of what one iteration gives."""
+
+    state: Any
+    draw: Any
+    stats: Any
+    values: Any
+
+
+_structures: dict[Any, _Structure] = {}
+
+
+class Engine:
+    """The compiled functions of a method on a program.
+
+    Args:
+        program: the program; only its shapes and its text matter for what is compiled.
+        method: the method.
+        lanes: chains per unit.
+        devices: where units run.
+    """
+
+    def __init__(self, program: Program, method: Any, lanes: int, devices: Sequence[Any]) -> None:
+        if hasattr(method, "on"):  # its kernels may depend on what sites there are
+            method = method.on(program)
+        self.program, self.method, self.lanes = program, method, lanes
+        self.devices = tuple(devices)
+        self.traced = {name: program.traced(name) for name in method.needs}
+        self.reduced = reduced(program) if "log_density" in method.needs else None
+        if self.reduced is not None:
+            self.traced["log_density"] = self.reduced.traced
+        self.consts = [traced.consts for traced in self.traced.values()]
+        with program.context():
+            self.settings = method.settings(program, 0)
+            self.data = self.given(program.data)
+            inputs = (self.consts, self.data, self.settings)
+            seed = jax.ShapeDtypeStruct((2,), np.uint32)
+            chains = jax.ShapeDtypeStruct((lanes,), np.uint32)
+            position = jax.ShapeDtypeStruct((lanes, program.size), program.precision)
+            given = jax.ShapeDtypeStruct((lanes,), np.bool_)
+            self._avals: dict[str, tuple] = {"init": (*inputs, seed, chains, position, given)}
+            texts = tuple(traced.text() for traced in self.traced.values())
+            shapes = str(jax.tree.map(lambda x: (np.shape(x), str(jnp.result_type(x))), inputs))
+            self._key = (
+                type(method), method.statics(), lanes, program.precision, texts, shapes,
+            )  # fmt: skip
+            index = jax.ShapeDtypeStruct((), np.int32)
+            self._pieces: dict[str, Traced] = {}
+            self._name = _name(method, self._key)
+            if self._key not in _structures and self._name:
+                known = executables.recall(f"structure {self._name}", self.devices[0])
+                if known is not None:
+                    _structures[self._key] = known
+            if self._key not in _structures:
+                state = self._traced_once("init", *self._avals["init"])
+                _, draw, stats = self._traced_once("step", *inputs, seed, chains, state, index)
+                values = self._traced_once("values", *inputs[:2], draw)
+                _structures[self._key] = _Structure(state, draw, stats, values)
+                if self._name:
+                    executables.remember(
+                        f"structure {self._name}", self.devices[0], _structures[self._key]
+                    )
+            self.structure = structure = _structures[self._key]
+            given_leaves = jax.tree.leaves(structure[1:])
+            self.row_bytes = max(1, sum(8 * math.prod(leaf.shape) for leaf in given_leaves))
+            self.rows = int(np.clip(_BUFFER_BYTES // self.row_bytes, 1, _MOST_ROWS))
+            self._avals["advance"] = (
+                *inputs, seed, chains, structure.state, index, index, np.bool_(True),
+            )  # fmt: skip
+            self._avals["refresh"] = (*inputs, structure.state)
+        self.pools = hasattr(method, "pool")
+
+    def given(self, data: Sequence[Any]) -> tuple[Any, ...]:
+        """What programs take for ``data``: these, and statistics of them."""
+        if self.reduced is None:
+            return tuple(data)
+        with self.program.context():
+            return (*data, *self.reduced.statistics(data))
+
+    # -- the functions that are compiled ----------------------------------------------------
+
+    def _traced_once(self, name: str, *avals: Any) -> Any:
+        """The shapes that `_init`, `_step` or `_values` gives; its trace is kept for compiling."""
+        traced = self._pieces[name] = Traced.of(getattr(self, f"_{name}"), *avals)
+        shapes = [jax.ShapeDtypeStruct(v.aval.shape, v.aval.dtype) for v in traced.jaxpr.outvars]
+        return jax.tree.unflatten(traced.out_tree, shapes)
+
+    def _piece(self, name: str) -> Callable:
+        """The function as it was traced, if it was in this engine."""
+        traced = self._pieces.get(name)
+        if traced is None:
+            return getattr(self, f"_{name}")
+        return lambda *args: traced(traced.consts, *args)
+
+    def _target(self, consts: Any, data: Any) -> SimpleNamespace:
+        count = len(self.program.data)
+
+        def bind(traced: Traced, values: Any) -> Callable:
+            reduced = self.reduced is not None and traced is self.reduced.traced
+            return lambda x: traced(values, x, data if reduced else data[:count])
+
+        named: dict[str, Callable] = {}
+        functions: dict[Any, Callable] = {}
+        for number, (name, traced) in enumerate(self.traced.items()):
+            own = bind(traced, consts[number])
+            if isinstance(name, str):
+                named[name] = own
+            else:
+                functions[name] = own
+        return SimpleNamespace(**named, functions=functions)
+
+    def _over_lanes(self, function: Callable, *args: Any) -> Any:
+        """``function`` on every lane; with one lane without any batching."""
+        if self.lanes == 1:
+            one = function(*jax.tree.map(lambda x: x[0], args))
+            return jax.tree.map(lambda x: jnp.asarray(x)[None], one)
+        return jax.vmap(function)(*args)
+
+    def _init(
+        self, consts: Any, data: Any, settings: Any, seed: Any, starts: Any, positions: Any,
+        given: Any,
+    ) -> Any:  # fmt: skip
+        target = self._target(consts, data)
+
+        def one(start: Any, position: Any, is_given: Any) -> Any:
+            key = random.fold_in(_chain_key(seed, start), np.uint32(_INIT_INDEX))
+            return self.method.init(key, (position, is_given), target, settings)
+
+        return self._over_lanes(one, starts, positions, given)
+
+    def _refresh(self, consts: Any, data: Any, settings: Any, states: Any) -> Any:
+        target = self._target(consts, data)
+        return self._over_lanes(lambda s: self.method.refresh(s, target, settings), states)
+
+    def _step(
+        self, consts: Any, data: Any, settings: Any, seed: Any, chains: Any, states: Any,
+        index: Any,
+    ) -> tuple[Any, Any, Any]:  # fmt: skip
+        target = self._target(consts, data)
+
+        def one(chain: Any, state: Any) -> Any:
+            key = random.fold_in(_chain_key(seed, chain), index)
+            return self.method.step(key, index, state, target, settings)
+
+        return self._over_lanes(one, chains, states)
+
+    def _values(self, consts: Any, data: Any, draws: Any) -> dict[str, Any]:
+        target = self._target(consts, data)
+        return self._over_lanes(lambda draw: self.method.values(draw, target), draws)
+
+    def _advance(
+        self, consts: Any, data: Any, settings: Any, seed: Any, chains: Any, states: Any,
+        index: Any, count: Any, collect: Any,
+    ) -> tuple[Any, Any, Any, Any]:  # fmt: skip
+        """Run ``count`` <= rows iterations from iteration ``index`` on.
+
+        Returns:
+            The states; the values by site, the statistics and, of methods that pool their chains,
+            the draws, all in buffers (lane, row, ...) of which the first ``count`` rows hold.
+        """
+        step = functools.partial(self._piece("step"), consts, data, settings, seed, chains)
+        value = functools.partial(self._piece("values"), consts, data)
+
+        def buffers(structure: Any) -> Any:
+            return jax.tree.map(lambda s: jnp.zeros((self.rows, *s.shape), s.dtype), structure)
+
+        def put(buffer: Any, row: Any, new: Any) -> Any:
+            return jax.tree.map(
+                lambda b, x: lax.dynamic_update_index_in_dim(b, x, row, 0), buffer, new
+            )
+
+        def iterate(carry: tuple) -> tuple:
+            row, states, draws, stats = carry
+            states, draw, stat = step(states, index + row)
+            return row + 1, states, put(draws, row, draw), put(stats, row, stat)
+
+        _, draw, stat, values = self.structure
+        zero = jnp.zeros((), jnp.int32)
+        _, states, draws, stats = lax.while_loop(
+            lambda c: c[0] < count, iterate, (zero, states, buffers(draw), buffers(stat))
+        )
+
+        def evaluate(carry: tuple) -> tuple:
+            row, values = carry
+            draw = jax.tree.map(lambda b: lax.dynamic_index_in_dim(b, row, 0, False), draws)
+            return row + 1, put(values, row, value(draw))
+
+        _, values = lax.while_loop(
+            lambda c: (c[0] < count) & collect, evaluate, (zero, buffers(values))
+        )
+        rows_second = functools.partial(jax.tree.map, lambda x: jnp.moveaxis(x, 0, 1))
+        pooled = rows_second(draws) if self.pools else ()
+        return states, rows_second(values), rows_second(stats), pooled
+
+    def pooled_at(self, state: Any, warmup: int) -> int:
+        """The iteration after which chains are pooled next, or warm-up ends."""
+        return self.method.pooled_at(state) or warmup if self.pools else warmup
+
+    def after(self, state: Any, index: int, warmup: int) -> int:
+        """The iteration that follows ``index``: the first draw if warm-up is over early."""
+        return warmup if self.pools and self.method.pooled_at(state) == 0 else index
+
+    def pool(self, state: Any, segment: Sequence[Block], index: int, warmup: int) -> Any:
+        """The state of all chains after a segment of warm-up, by the method."""
+        block = joined(segment, 1)
+        drawn = jax.tree.unflatten(jax.tree.structure(self.structure.draw), block.values.values())
+        return self.method.pool(state, drawn, block.stats, index, warmup)
+
+    def no_draws(self, chains: int) -> Block:
+        """A block of the right shapes and types with no draws in it."""
+
+        def empty(like: Any) -> np.ndarray:
+            return np.zeros((chains, 0, *like.shape[1:]), like.dtype)
+
+        parts = (self.structure.values, self.structure.stats)
+        return Block(*(jax.tree.map(empty, part) for part in parts))
+
+    # -- executables ------------------------------------------------------------------------
+
+    def function(self, name: str, device: Any) -> Callable:
+        """The executable of `_init`, `_advance` or `_refresh` on ``device``."""
+
+        def build() -> jax.stages.Lowered:
+            sharding = jax.sharding.SingleDeviceSharding(device)
+            avals = jax.tree.map(
+                lambda x: jax.ShapeDtypeStruct(np.shape(x), jnp.result_type(x), sharding=sharding),
+                self._avals[name],
+            )
+            return jax.jit(self._piece(name)).lower(*avals)
+
+        quick = name == "init" and getattr(self.method, "brief_start", False)
+        executable, _ = executables.compiled(
+            (name, device, *self._key), build, device, quick,
+            f"{name} {quick} {self._name}" if self._name else "",
+        )  # fmt: skip
+        return executable.call
+
+    def compile(self, *names: str) -> None:
+        """Make the executables now (XLA compiles one per thread)."""
+
+        def make(name: str) -> None:
+            with self.program.context():
+                for device in self.devices:
+                    self.function(name, device)
+
+        pool = concurrent.futures.ThreadPoolExecutor(len(names))
+        try:
+            list(pool.map(make, names))
+        finally:  # Ctrl-C does not wait for XLA
+            pool.shutdown(wait=False, cancel_futures=True)
+
+
+def _name(method: Any, key: tuple) -> str:
+    """A text that tells engines apart in all processes; "" for methods that bring other code."""
+    kind, statics, *rest = key
+    plain = all(isinstance(x, str | int | float | bool | None) for x in jax.tree.leaves(statics))
+    if not plain or not kind.__module__.startswith("ppl_toolkit."):
+        return ""
+    return repr((kind.__module__, kind.__qualname__, statics, *rest))
+
+
+def _chain_key(seed: Any, chain: Any) -> Any:
+    return random.fold_in(random.wrap_key_data(seed), chain)
+
+
+def joined(blocks: Sequence[Block], axis: int) -> Block:
+    """The draws of several blocks, one after the other along ``axis``."""
+    if len(blocks) == 1:
+        return blocks[0]
+    return Block(
+        *(
+            {k: np.concatenate([part[k] for part in parts], axis) for k in parts[0]}
+            for parts in ([b.values for b in blocks], [b.stats for b in blocks])
+        )
+    )

@@ -1,0 +1,52 @@
+"""Threads for the units of a run, and Ctrl-C while they work."""
+
+from __future__ import annotations
+
+import concurrent.futures
+import contextlib
+import signal
+import threading
+from collections.abc import Iterator
+from typing import Any
+
+__all__ = ["Interrupts", "workers"]
+
+
+@contextlib.contextmanager
+def workers(count: int) -> Iterator[concurrent.futures.Executor]:
+    """Threads for the units, among which the matrix library (BLAS) starts none of its own.
+
+    Its threads would wait for each other in busy loops where cores are short, for longer than a
+    small factorisation takes; and its sums would depend on their number.
+    """
+    from threadpoolctl import threadpool_limits
+
+    with (
+        threadpool_limits(limits=1, user_api="blas"),
+        concurrent.futures.ThreadPoolExecutor(count) as pool,
+    ):
+        yield pool
+
+
+class Interrupts:
+    """Turns the first Ctrl-C of a run into a request to stop; the second one interrupts.
+
+    Signals reach the main thread only; elsewhere this does nothing.
+    """
+
+    requested = False
+
+    def __enter__(self) -> Interrupts:
+        self._previous: Any = None
+        if threading.current_thread() is threading.main_thread():
+            self._previous = signal.signal(signal.SIGINT, self._request)
+        return self
+
+    def _request(self, *_: Any) -> None:
+        if self.requested:
+            raise KeyboardInterrupt
+        self.requested = True
+
+    def __exit__(self, *_: Any) -> None:
+        if self._previous is not None:
+            signal.signal(signal.SIGINT, self._previous)
