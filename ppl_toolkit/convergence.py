@@ -31,7 +31,7 @@ from scipy.special import betaincinv, ndtri
 
 from ppl_toolkit.errors import DataError, OptionError
 
-__all__ = ["bfmi", "convergence", "ess", "mcse", "psis", "ranked", "rhat", "rhat_nested"]
+__all__ = ["bfmi", "bulk", "convergence", "ess", "mcse", "psis", "ranked", "rhat", "rhat_nested"]
 
 _Array = NDArray[np.float64]
 _Index = NDArray[np.intp]
@@ -309,6 +309,21 @@ def ranked(x: ArrayLike, tail_prob: float | Sequence[float] = _TAIL) -> dict[str
         return _ranked(_Split.of(block), low, high)
 
     return dict(zip(names, _over_blocks(draws, kernel, len(names)), strict=True))
+
+
+def bulk(x: ArrayLike) -> dict[str, Any]:
+    """ess_bulk and r_hat of `convergence` alone: are there draws of one law, how many?
+
+    At half the cost of `ranked`; edge cases are the same.
+    """
+    names = ("ess_bulk", "r_hat")
+
+    def kernel(block: _Array) -> tuple[_Array, ...]:
+        if block.shape[-1] < _MIN_DRAWS:
+            return tuple(_undefined(block) for _ in names)
+        return _bulk(_Split.of(block))
+
+    return dict(zip(names, _over_blocks(_draws(x), kernel, len(names)), strict=True))
 
 
 def bfmi(energy: ArrayLike) -> Any:
@@ -667,6 +682,13 @@ def _ranked_rhat(split: _Split, formula: _RHat) -> _Array:
 
 def _ranked(split: _Split, low: float, high: float) -> tuple[_Array, _Array, _Array]:
     """Bulk ESS, tail ESS and R-hat."""
+    effective, r_hat = _bulk(split)
+    tail = np.minimum(split.quantile_ess(low), split.quantile_ess(high))
+    return effective, tail, r_hat
+
+
+def _bulk(split: _Split) -> tuple[_Array, _Array]:
+    """Bulk ESS and R-hat."""
     scores = split.shaped(_in_place(_normal_scores(split.ordered), split.order))
     bulk = _autocorrelated(scores, split.constant)
     chains = scores.shape[1] // 2
@@ -675,11 +697,7 @@ def _ranked(split: _Split, low: float, high: float) -> tuple[_Array, _Array, _Ar
     else:
         centre = _split_rhat(bulk.means, bulk.variances, scores.shape[-1])
         r_hat = _worse(centre, _folded_rhat(split, _split_rhat))
-    return (
-        split.unless_nan(bulk.ess),
-        np.minimum(split.quantile_ess(low), split.quantile_ess(high)),
-        split.unless_nan(r_hat),
-    )
+    return split.unless_nan(bulk.ess), split.unless_nan(r_hat)
 
 
 def _worse(centre: _Array, folded: _Array) -> _Array:

@@ -18,6 +18,7 @@ import numpy as np
 from jax import lax, random
 
 from ppl_toolkit import executables
+from ppl_toolkit.packing import Packing
 from ppl_toolkit.program import Program
 from ppl_toolkit.sufficient import reduced
 from ppl_toolkit.tracing import Traced
@@ -48,6 +49,14 @@ class _Structure(NamedTuple):
     draw: Any
     stats: Any
     values: Any
+
+
+class _Packed(NamedTuple):
+    """The packings of what one iteration gives."""
+
+    draw: Packing
+    stats: Packing
+    values: Packing
 
 
 _structures: dict[Any, _Structure] = {}
@@ -112,6 +121,7 @@ class Engine:
             )  # fmt: skip
             self._avals["refresh"] = (*inputs, structure.state)
         self.pools = hasattr(method, "pool")
+        self.packed = _Packed(*(Packing.of(part) for part in structure[1:]))
 
     def given(self, data: Sequence[Any]) -> tuple[Any, ...]:
         """What programs take for ``data``: these, and statistics of them."""
@@ -199,41 +209,62 @@ class Engine:
 
         Returns:
             The states; the values by site, the statistics and, of methods that pool their chains,
-            the draws, all in buffers (lane, row, ...) of which the first ``count`` rows hold.
+            the draws, all packed in buffers (lane, row, size) of which the first ``count`` rows
+            hold.
         """
         step = functools.partial(self._piece("step"), consts, data, settings, seed, chains)
         value = functools.partial(self._piece("values"), consts, data)
+        packed = self.packed
 
-        def buffers(structure: Any) -> Any:
-            return jax.tree.map(lambda s: jnp.zeros((self.rows, *s.shape), s.dtype), structure)
+        def buffers(packing: Packing) -> dict[str, Any]:
+            shapes = {t: (self.rows, self.lanes, size) for t, size in packing.sizes.items()}
+            return {dtype: jnp.zeros(shape, dtype) for dtype, shape in shapes.items()}
 
-        def put(buffer: Any, row: Any, new: Any) -> Any:
-            return jax.tree.map(
-                lambda b, x: lax.dynamic_update_index_in_dim(b, x, row, 0), buffer, new
-            )
+        def put(buffers: dict[str, Any], row: Any, new: dict[str, Any]) -> dict[str, Any]:
+            return {
+                dtype: lax.dynamic_update_index_in_dim(buffer, new[dtype], row, 0)
+                for dtype, buffer in buffers.items()
+            }
 
         def iterate(carry: tuple) -> tuple:
             row, states, draws, stats = carry
             states, draw, stat = step(states, index + row)
-            return row + 1, states, put(draws, row, draw), put(stats, row, stat)
+            draws = put(draws, row, packed.draw.pack(draw))
+            return row + 1, states, draws, put(stats, row, packed.stats.pack(stat))
 
-        _, draw, stat, values = self.structure
         zero = jnp.zeros((), jnp.int32)
         _, states, draws, stats = lax.while_loop(
-            lambda c: c[0] < count, iterate, (zero, states, buffers(draw), buffers(stat))
+            lambda c: c[0] < count,
+            iterate,
+            (zero, states, buffers(packed.draw), buffers(packed.stats)),
         )
 
         def evaluate(carry: tuple) -> tuple:
             row, values = carry
-            draw = jax.tree.map(lambda b: lax.dynamic_index_in_dim(b, row, 0, False), draws)
-            return row + 1, put(values, row, value(draw))
+            draw = {t: lax.dynamic_index_in_dim(b, row, 0, False) for t, b in draws.items()}
+            new = value(packed.draw.unpack(draw))
+            return row + 1, put(values, row, packed.values.pack(new))
 
         _, values = lax.while_loop(
-            lambda c: (c[0] < count) & collect, evaluate, (zero, buffers(values))
+            lambda c: (c[0] < count) & collect, evaluate, (zero, buffers(packed.values))
         )
         rows_second = functools.partial(jax.tree.map, lambda x: jnp.moveaxis(x, 0, 1))
         pooled = rows_second(draws) if self.pools else ()
         return states, rows_second(values), rows_second(stats), pooled
+
+    def block(self, given: Any, lanes: int, rows: int, collect: bool) -> Block:
+        """The first rows of what `_advance` gave, of the first lanes."""
+        values, stats, draws = given
+
+        def unpacked(packing: Packing, buffers: Any) -> Any:
+            return packing.unpack({t: np.array(b[:lanes, :rows]) for t, b in buffers.items()})
+
+        if collect:
+            values = unpacked(self.packed.values, values)
+        else:
+            drawn = jax.tree.leaves(unpacked(self.packed.draw, draws)) if self.pools else ()
+            values = {str(number): leaf for number, leaf in enumerate(drawn)}
+        return Block(values, unpacked(self.packed.stats, stats))
 
     def pooled_at(self, state: Any, warmup: int) -> int:
         """The iteration after which chains are pooled next, or warm-up ends."""

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import concurrent.futures
 import contextlib
+import itertools
 import os
 import time
 from collections.abc import Callable, Mapping
@@ -109,14 +110,20 @@ class Run:
         self._running: list[concurrent.futures.Future] = []
 
     def _each(self, pool: concurrent.futures.Executor, work: Callable[[Unit], Any]) -> list[Any]:
-        """``work`` on every unit, in threads that enter the precision context."""
+        """``work`` on every unit, in this thread and those of the pool, in the run's precision."""
+        results: list[Any] = [None] * len(self.units)
+        numbers = itertools.count()
 
-        def task(unit: Unit) -> Any:
+        def task() -> None:
             with self.engine.program.context():
-                return work(unit)
+                while (number := next(numbers)) < len(self.units):
+                    results[number] = work(self.units[number])
 
-        self._running = [pool.submit(task, unit) for unit in self.units]
-        return [future.result() for future in self._running]
+        self._running = [pool.submit(task) for _ in range(self.threads - 1)]
+        task()
+        for future in self._running:
+            future.result()
+        return results
 
     def start(
         self, positions: np.ndarray, given: np.ndarray, starts: np.ndarray | None = None
@@ -129,7 +136,7 @@ class Run:
             starts: (chain,) number of the start; chains that share one start at the same point.
                 Every chain has its own if None.
         """
-        with workers(self.threads) as pool:
+        with workers(self.threads - 1) as pool:
             self._each(pool, lambda unit: unit.init(positions, given, starts))
 
     def restore(self, states: Any, fresh_data: bool) -> None:
@@ -174,7 +181,7 @@ class Run:
         begun = iteration, steps, [unit.state for unit in self.units]
         if judge is not None and judge.done():
             total = iteration
-        with workers(self.threads) as pool, Interrupts() as stop:
+        with workers(self.threads - 1) as pool, Interrupts() as stop:
             while iteration < total and not stop.requested:
                 collect = iteration >= warmup
                 end = total if judge is None else min(total, warmup + judge.next)

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import concurrent.futures
 import contextlib
+import functools
 import signal
+import sys
 import threading
 from collections.abc import Iterator
 from typing import Any
@@ -19,13 +21,19 @@ def workers(count: int) -> Iterator[concurrent.futures.Executor]:
     Its threads would wait for each other in busy loops where cores are short, for longer than a
     small factorisation takes; and its sums would depend on their number.
     """
-    from threadpoolctl import threadpool_limits
-
     with (
-        threadpool_limits(limits=1, user_api="blas"),
-        concurrent.futures.ThreadPoolExecutor(count) as pool,
+        _libraries(len(sys.modules)).limit(limits=1, user_api="blas"),
+        concurrent.futures.ThreadPoolExecutor(max(count, 1)) as pool,
     ):
         yield pool
+
+
+@functools.lru_cache(1)
+def _libraries(modules: int) -> Any:
+    """The matrix libraries in use; looked for again once more modules are loaded."""
+    from threadpoolctl import ThreadpoolController
+
+    return ThreadpoolController()
 
 
 class Interrupts:

@@ -18,7 +18,7 @@ class Unit:
 
     Args:
         engine: compiled functions.
-        chains: which chains of the run these are.
+        chains: which chains of the run these are, one after the other.
         inputs: what all of them share, see `shared_inputs`.
         device: where they run.
         first: number of the run's first chain, by which the chains have their keys.
@@ -34,11 +34,12 @@ class Unit:
 
     def _filled(self, rows: np.ndarray) -> np.ndarray:
         """One row per lane from one row per chain of this unit."""
-        return np.concatenate([rows, np.repeat(rows[-1:], self.engine.lanes - len(rows), 0)])
+        empty = self.engine.lanes - len(rows)
+        return np.concatenate([rows, np.repeat(rows[-1:], empty, 0)]) if empty else rows
 
     def _padded(self, x: np.ndarray) -> np.ndarray:
         """One row per lane from one row per chain of the whole run."""
-        return self._filled(np.asarray(x)[list(self.chains)])
+        return self._filled(np.asarray(x)[self.chains[0] : self.chains[-1] + 1])
 
     def init(
         self, positions: np.ndarray, given: np.ndarray, starts: np.ndarray | None = None
@@ -71,21 +72,11 @@ class Unit:
         blocks, lanes = [], len(self.chains)
         while count:
             rows = min(count, self.engine.rows)
-            self.state, values, stats, draws = call(
+            self.state, *given = call(
                 *self.inputs, self.state, np.int32(index), np.int32(rows), np.bool_(collect)
             )
-            if not collect:
-                values = {str(number): leaf for number, leaf in enumerate(jax.tree.leaves(draws))}
-
-            def take(x: Any, rows: int = rows) -> np.ndarray:
-                return np.array(np.asarray(x)[:lanes, :rows])
-
-            blocks.append(
-                Block(
-                    {k: take(v) for k, v in values.items()},
-                    {k: take(v) for k, v in stats.items()},
-                )
-            )
+            given = jax.tree.map(np.asarray, given)
+            blocks.append(self.engine.block(given, lanes, rows, collect))
             index, count = index + rows, count - rows
         return blocks
 

@@ -35,15 +35,16 @@ def diagonal(x: Table, g: Table) -> Float[np.ndarray, " D"]:
     return np.sqrt(np.clip(np.where(np.isfinite(ratio), ratio, 1.0), _LEAST**2, _MOST**2))
 
 
-def _power(a: np.ndarray, power: float) -> np.ndarray:
+def _powers(a: np.ndarray, *powers: float) -> list[np.ndarray]:
     values, vectors = np.linalg.eigh(a)
-    return (vectors * np.maximum(values, 1e-300) ** power) @ vectors.T
+    return [(vectors * np.maximum(values, 1e-300) ** power) @ vectors.T for power in powers]
 
 
 def _geometric_mean(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     """The geometric mean of a and b^-1: the matrix m with m b m = a."""
-    half, back = _power(b, 0.5), _power(b, -0.5)
-    return back @ _power(half @ a @ half, 0.5) @ back
+    half, back = _powers(b, 0.5, -0.5)
+    (middle,) = _powers(half @ a @ half, 0.5)
+    return back @ middle @ back
 
 
 def _shrunk(z: np.ndarray) -> np.ndarray:

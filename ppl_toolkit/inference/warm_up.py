@@ -23,7 +23,7 @@ __all__ = ["EARLY", "METRIC", "OVER", "STEP", "TRIAL", "Plan", "pooled", "step_s
 
 METRIC, STEP, TRIAL, OVER = range(4)  # what is learned: the metric, the step size; it is tried
 EARLY = 25  # iterations in which trajectories are kept short
-_FIRST, _GROWTH = 10, 1.6
+_FIRST, _GROWTH = 10, 2.0
 _LAST = 100  # iterations for the step size: a quarter to find it, the others to try it
 _LEAST_WARMUP = 20
 _WORSE = 1.25  # a metric is good enough if no candidate is better by more than this factor
@@ -53,14 +53,13 @@ class Plan(NamedTuple):
         if warmup < _LEAST_WARMUP:
             return cls((), warmup)
         last = min(_LAST, int(np.ceil(0.3 * warmup)))
-        ends, width = [_FIRST], _FIRST
-        while ends[-1] < warmup - last:
-            width = int(_GROWTH * width)
+        ends, width, end = [0, _FIRST], _FIRST, warmup - last
+        while 2 * (end - ends[-1]) > 3 * (width := int(_GROWTH * width)):
             ends.append(ends[-1] + width)
-        if len(ends) > 1 and ends[-1] > warmup - last:
-            ends.pop()  # the last segment takes what is left
-        ends[-1] = warmup - last
-        return cls(tuple(ends), last)
+        ends.append(end)
+        if ends[-1] - ends[-2] < ends[-2] - ends[-3]:  # the last two share what is left
+            ends[-2] = (ends[-3] + ends[-1]) // 2
+        return cls(tuple(ends[1:]), last)
 
     @property
     def first(self) -> tuple[int, int]:
@@ -95,7 +94,7 @@ def step_size(log_steps: np.ndarray, acceptance: np.ndarray, target: float) -> f
     acceptances are right on average (Beskos et al. 2013).
     """
     low, high = -60.0, 60.0
-    for _ in range(60):
+    for _ in range(40):
         middle = 0.5 * (low + high)
         expected = 2.0 * ndtr(-np.exp(np.clip(middle + 2.0 * log_steps, -50.0, 50.0)))
         low, high = (low, middle) if np.sum(acceptance - expected) > 0.0 else (middle, high)
@@ -192,7 +191,7 @@ def _agree(positions: np.ndarray) -> bool:
         positions = np.stack(np.split(positions[0][: positions.shape[1] // 2 * 2], 2))
     if positions.shape[1] < 8:
         return False
-    found = convergence.ranked(positions)
+    found = convergence.bulk(positions)
     return bool(
         np.nanmax(found["r_hat"]) < _MOST_R_HAT and np.nanmin(found["ess_bulk"]) >= _LEAST_ESS
     )

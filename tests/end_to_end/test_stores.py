@@ -129,7 +129,7 @@ SCRIPT = textwrap.dedent(
 
     def pressing(self, state, iteration, steps):
         commit(self, state, iteration, steps)
-        if iteration == 26:  # the end of the second segment
+        if iteration == 30:  # the end of the second segment
             os.kill(os.getpid(), signal.SIGINT)
 
     sink.commit = pressing
