@@ -77,10 +77,10 @@ def test_errors_of_means():
     mean, sd = exact(Y)
     relative = until(ppl.Goal(mcse=0.02))
     assert convergence.mcse(relative["posterior"]["mu"].values) <= 0.02 * sd * 1.1
-    absolute = until(ppl.Goal(mcse={"twice": 0.01}))
-    assert convergence.mcse(absolute["posterior"]["twice"].values) <= 0.01
+    absolute = until(ppl.Goal(mcse={"twice": 0.015}))
+    assert convergence.mcse(absolute["posterior"]["twice"].values) <= 0.015
     assert relative["posterior"].sizes["draw"] > absolute["posterior"].sizes["draw"] > 100
-    assert abs(float(absolute["posterior"]["mu"].mean()) - mean) < 4.5 * 0.005
+    assert abs(float(absolute["posterior"]["mu"].mean()) - mean) < 4.5 * 0.0075
 
 
 @pytest.mark.slow
