@@ -30,6 +30,20 @@ begin = time.process_time()
 seconds = time.process_time() - begin
 print(json.dumps([seconds, [m for m in {heavy} if m in sys.modules]]))
 """
+WHOLE = """
+import json, sys, time, warnings
+import jax, numpyro
+sys.path.insert(0, {folder!r})
+from posteriordb import eight_schools_noncentered as model
+warnings.simplefilter("ignore")
+begin = time.process_time()
+import numpy as np
+import ppl_toolkit as ppl
+sigma = np.array([15.0, 10.0, 16.0, 11.0, 9.0, 11.0, 10.0, 18.0])
+y = np.array([28.0, 8.0, -3.0, 7.0, -1.0, 1.0, 18.0, 12.0])
+ppl.infer(model, sigma, y=y, progress=False)
+print(json.dumps(time.process_time() - begin))
+"""
 MAKERS = {
     "ours": "ours",
     "blackjax, one chain jitted by hand": "blackjax_mapped",
@@ -110,6 +124,15 @@ def call_rows(repeats: int) -> list[list[Any]]:
     ]
 
 
+def beyond_imports(repeats: int) -> list[list[Any]]:
+    """What `infer` costs a new process that has imported jax and numpyro, our imports included."""
+    code = WHOLE.format(folder=os.path.dirname(os.path.abspath(__file__)))
+    with tempfile.TemporaryDirectory() as cache:
+        first = fresh_process(["-c", code], cache)
+        filled = [fresh_process(["-c", code], cache) for _ in range(repeats)]
+    return [["empty", first], ["filled", median(filled)]]
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
     parser.add_argument("--repeats", type=int, default=3, help="processes per figure")
@@ -130,6 +153,11 @@ def main() -> None:
          "second, new data, CPU s", "compilations "),
         call_rows(options.repeats),
     )  # fmt: skip
+    show_table(
+        "A new process, beyond importing jax and numpyro: ppl_toolkit, its imports and one run",
+        ("cache", "CPU s"),
+        beyond_imports(options.repeats),
+    )
 
 
 if __name__ == "__main__":

@@ -294,13 +294,13 @@ class Engine:
     def function(self, name: str, device: Any) -> Callable:
         """The executable of `_init`, `_advance` or `_refresh` on ``device``."""
 
-        def build() -> jax.stages.Lowered:
+        def build() -> jax.stages.Traced:
             sharding = jax.sharding.SingleDeviceSharding(device)
             avals = jax.tree.map(
                 lambda x: jax.ShapeDtypeStruct(np.shape(x), jnp.result_type(x), sharding=sharding),
                 self._avals[name],
             )
-            return jax.jit(self._piece(name)).lower(*avals)
+            return jax.jit(self._piece(name)).trace(*avals)
 
         quick = name == "init" and getattr(self.method, "brief_start", False)
         executable, _ = executables.compiled(

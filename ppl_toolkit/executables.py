@@ -32,6 +32,7 @@ import jaxlib
 import numpy as np
 from jax.experimental import serialize_executable
 
+from ppl_toolkit.cost import operations
 from ppl_toolkit.tracing import Traced
 
 __all__ = [
@@ -74,6 +75,7 @@ class CacheInfo(NamedTuple):
 
 
 # Level 1 makes programs that run as fast as those of XLA's default, in less time.
+_BRIEF = 2e7  # numbers that a program made in a hurry may compute: a tenth of a second
 _LEVEL = "xla_backend_optimization_level"
 _USUAL: dict[str, Any] = {_LEVEL: 1}
 _QUICK: dict[str, Any] = {_LEVEL: 0, "xla_llvm_disable_expensive_passes": True}
@@ -85,7 +87,7 @@ _guard = threading.Lock()
 
 def compiled(
     key: Any,
-    build: Callable[[], jax.stages.Lowered],
+    build: Callable[[], jax.stages.Traced],
     device: Any,
     quick: bool = False,
     name: str = "",
@@ -93,11 +95,11 @@ def compiled(
     """The executable for ``key``, built once while it is among those used last in this process.
 
     Args:
-        key: hashable; determines what ``build`` lowers.
-        build: traces and lowers the program (called in the precision context).
+        key: hashable; determines what ``build`` traces.
+        build: traces the program (called in the precision context).
         device: where the program runs.
-        quick: whether it is to be made quickly rather than to run fast.
-        name: a text that determines what ``build`` lowers, together with the versions of this
+        quick: whether it runs but once, and is made quickly unless it is much work.
+        name: a text that determines what ``build`` traces, together with the versions of this
             package and of those it calls: with it a program on disk is found without ``build``.
 
     Returns:
@@ -113,8 +115,10 @@ def compiled(
         begin = time.perf_counter()
         found = _load(recall(name, device), device) if name else None
         if found is None:
-            lowered = build()  # with unused arguments dropped, else JAX's caches keep it for ever
-            call, source, path = _load_or_compile(lowered, device, quick)
+            traced = build()
+            brief = quick and operations(traced.jaxpr) < _BRIEF
+            # With unused arguments dropped, else JAX's caches keep it for ever.
+            call, source, path = _load_or_compile(traced.lower(), device, brief)
             if name and path is not None:
                 remember(name, device, path.name)
         else:
@@ -138,14 +142,14 @@ def kept(function: Callable, *example: Any, quick: bool = False) -> Callable:
     Args:
         function: traced once, here.
         *example: arrays, or `jax.ShapeDtypeStruct` in their place.
-        quick: whether it is to be made quickly rather than to run fast.
+        quick: whether it runs but once, and is made quickly unless it is much work.
     """
     traced = Traced.of(function, *example)
     shapes = str(jax.tree.map(lambda x: (np.shape(x), str(jnp.result_type(x))), example))
     device = jax.devices()[0]
     executable, _ = compiled(
         ("kept", traced.text(differentiable=False), shapes, device, quick),
-        lambda: jax.jit(traced.__call__).lower(traced.consts, *example),
+        lambda: jax.jit(traced.__call__).trace(traced.consts, *example),
         device,
         quick,
     )
@@ -158,7 +162,7 @@ def evaluate(function: Callable, *args: Any) -> Any:
 
 
 def evaluate_once(function: Callable, *args: Any) -> Any:
-    """``function(*args)`` by a kept executable that is made in a third of the time."""
+    """``function(*args)`` by a kept executable, made in a third of the time if it is brief."""
     return kept(function, *args, quick=True)(*args)
 
 

@@ -77,7 +77,7 @@ def _over_draws(
         shapes = str(jax.tree.map(lambda x: (np.shape(x), str(x.dtype)), first_args))
         executable, _ = executables.compiled(
             (label, traced.text(differentiable=False), shapes, program.precision),
-            lambda: jax.jit(run).lower(*first_args),
+            lambda: jax.jit(run).trace(*first_args),
             device,
         )
         for first in range(0, total, batch):

@@ -125,7 +125,7 @@ class PointwiseLikelihood:
                     shapes,
                     self.program.precision,
                 ),
-                lambda: jax.jit(run).lower(*fixed, part(0)),
+                lambda: jax.jit(run).trace(*fixed, part(0)),
                 device,
             )
             for start in range(0, total, batch):
