@@ -39,17 +39,15 @@ def _of(equation: Any) -> float:
     if inner:
         return sum(inner)
     outputs = sum(size(v) for v in equation.outvars)
-    first = equation.invars[0].aval if equation.invars else None
+    shapes = [v.aval.shape for v in equation.invars]
     if name == "dot_general":
         contracted = parameters["dimension_numbers"][0][0]
-        return PRODUCT * outputs * math.prod(first.shape[axis] for axis in contracted)
-    if name in _CUBIC:
-        return math.prod(first.shape) * first.shape[-1]
-    if name == "triangular_solve":
-        return outputs * first.shape[-1]
-    return (
-        max(outputs, *(size(v) for v in equation.invars)) if name.startswith("reduce") else outputs
-    )
+        return PRODUCT * outputs * math.prod(shapes[0][axis] for axis in contracted)
+    if name in _CUBIC or name == "triangular_solve":
+        return outputs * shapes[0][-1]
+    if name.startswith("reduce"):
+        return math.prod(shapes[0])
+    return outputs
 
 
 def _inner(parameters: dict[str, Any]) -> Iterator[Any]:

@@ -1,7 +1,8 @@
 """Log probabilities of whole sites, cheaper than the sum over their elements.
 
 Of a sum of logarithms of numbers of moderate size one logarithm of their product is left. Bernoulli
-sites with logits and mixtures spend most of their time on such sums.
+sites with logits and mixtures spend most of their time on such sums; Poisson sites with
+log-linear rates, on logarithms of exponentials.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 import numpyro.distributions as dist
 from jax import lax
+from jax.scipy.special import gammaln
 from jaxtyping import Array, Float
 
 from ppl_toolkit.replay import log_prob
@@ -57,6 +59,15 @@ def _bernoulli(fn: Any, y: Any) -> Any:
     return jnp.sum(linear) - sum_log(1.0 + jnp.exp(-jnp.abs(logits)), 2.0)
 
 
+def _poisson(fn: Any, y: Any) -> Any:
+    """Of y log r - r - log y!; of r = exp(eta) the logarithm is left out, see `logarithms`."""
+    rate = jnp.asarray(fn.rate, jnp.result_type(float))
+    counts = jnp.asarray(y, rate.dtype)
+    rate = jnp.broadcast_to(rate, jnp.shape(y))
+    linear = jnp.where(counts == 0.0, 0.0, counts * jnp.log(rate))  # a rate may be zero
+    return jnp.sum(linear - rate - gammaln(counts + 1.0))
+
+
 def _mixture(fn: Any, value: Any) -> Any:
     """Of log sum_k exp(a_k) = a + log sum_k exp(a_k - a) with the largest a of every element."""
     parts = fn.component_log_probs(value)
@@ -69,6 +80,7 @@ def _mixture(fn: Any, value: Any) -> Any:
 
 _TOTALS: dict[type, Callable[[Any, Any], Any]] = {
     dist.BernoulliLogits: _bernoulli,
+    dist.Poisson: _poisson,
     dist.MixtureSameFamily: _mixture,
     dist.MixtureGeneral: _mixture,
 }

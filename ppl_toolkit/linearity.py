@@ -12,7 +12,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-__all__ = ["PRODUCT", "Linearity", "evaluate", "inlined", "size"]
+__all__ = ["PRODUCT", "Linearity", "carry_out", "evaluate", "inlined", "read", "size"]
 
 PRODUCT = 0.2  # time of a multiplication and addition in a matrix product, of one by itself
 
@@ -106,19 +106,20 @@ def inlined(function: Any, *example: Any) -> Any:
     def run(jaxpr: Any, consts: Sequence[Any], *inputs: Any) -> list[Any]:
         values = dict(zip([*jaxpr.constvars, *jaxpr.invars], [*consts, *inputs], strict=True))
         for equation in jaxpr.eqns:
-            _carry_out(equation, values, run)
-        return [_read(values, v) for v in jaxpr.outvars]
+            carry_out(equation, values, run)
+        return [read(values, v) for v in jaxpr.outvars]
 
     return lambda *args: run(closed.jaxpr, closed.consts, *jax.tree.leaves(args))
 
 
-def _read(values: dict[Any, Any], atom: Any) -> Any:
+def read(values: Mapping[Any, Any], atom: Any) -> Any:
+    """The value of a variable, or that of a literal."""
     return atom.val if hasattr(atom, "val") else values[atom]
 
 
-def _carry_out(equation: Any, values: dict[Any, Any], inner: Any = None) -> None:
+def carry_out(equation: Any, values: dict[Any, Any], inner: Any = None) -> None:
     """Compute what an equation gives; ``inner`` runs the bodies of jitted functions."""
-    operands = [_read(values, v) for v in equation.invars]
+    operands = [read(values, v) for v in equation.invars]
     primitive = equation.primitive
     if inner is not None and primitive.name in ("jit", "pjit"):
         body = equation.params["jaxpr"]
@@ -149,5 +150,5 @@ def evaluate(
     values = dict(zip([*jaxpr.constvars, *jaxpr.invars], [*closed.consts, *inputs], strict=True))
     values |= given
     for equation in reversed(equations):
-        _carry_out(equation, values)
-    return [_read(values, v) for v in wanted]
+        carry_out(equation, values)
+    return [read(values, v) for v in wanted]

@@ -36,6 +36,7 @@ from ppl_toolkit.executables import kept
 from ppl_toolkit.fingerprint import fingerprint
 from ppl_toolkit.fused import total
 from ppl_toolkit.layout import Layout, active_elements, mark_of, read_layout
+from ppl_toolkit.logarithms import without_logs_of_exps
 from ppl_toolkit.replay import (
     alone,
     at_unconstrained,
@@ -759,7 +760,10 @@ class Program:
                     example = np.asarray(0)
                 else:
                     example = np.zeros(self.size, self.precision)
-                self._traced[name] = Traced.of(function, example, self.data)
+                traced = Traced.of(function, example, self.data)
+                if name == "log_density":
+                    traced = without_logs_of_exps(traced, example, self.data)
+                self._traced[name] = traced
                 if name == "prior":
                     self._require_randomness(self._traced[name])
         return self._traced[name]

@@ -93,6 +93,12 @@ SITES = {
     "outside the support": (bernoulli()[0], np.repeat([0, 2], 50)),
     "infinite logits": (unchecked(np.repeat([np.inf, -np.inf], 40)), np.repeat([1, 0], 40)),
     "wrong for certain": (unchecked(np.repeat([np.inf, 0.0], 40)), np.zeros(80, int)),
+    "counts": (dist.Poisson(np.exp(RNG.normal(size=100))), RNG.poisson(1.0, 100)),
+    "one rate": (dist.Poisson(2.5).expand([50]), RNG.poisson(2.0, 50)),
+    "no rate": (
+        dist.Poisson(np.repeat([0.0, 1.0], 20), validate_args=False), np.repeat([0, 2], 20)
+    ),
+    "impossible counts": (dist.Poisson(np.ones(40), validate_args=True), np.repeat([-1, 2], 20)),
     "probabilities": (dist.Bernoulli(probs=RNG.random(50)), bernoulli((50,))[1]),
     "masked": (bernoulli()[0].mask(RNG.random(100) < 0.5), bernoulli()[1]),
     "mixture": mixture(),
