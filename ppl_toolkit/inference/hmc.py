@@ -44,6 +44,8 @@ __all__ = ["HMC", "NUTS", "HMCState", "hmc_transition", "nuts_transition"]
 _MAX_ENERGY_ERROR = 1000.0
 _INITIAL_TRIES = 200
 _FIRST_STEP = 0.1
+_CAREFUL = 16  # every so many draws steps are half as long, so that no chain stays for long where
+# the curvature is larger than elsewhere
 _EARLY_DEPTH = 6  # of trajectories while nothing is known of the scales
 _METRICS = ("diagonal", "dense", "low rank")
 
@@ -483,7 +485,9 @@ class _Hamiltonian(Spec):
         """One transition; the step size adapts to it while it is learned."""
         averaging, phase = state.averaging, state.phase
         adapts = phase < TRIAL
-        step = jnp.exp(jnp.where(adapts, averaging.log_step, averaging.log_average))
+        careful = (phase == OVER) & (index % _CAREFUL == _CAREFUL - 1)
+        fixed = averaging.log_average - np.log(2.0) * careful
+        step = jnp.exp(jnp.where(adapts, averaging.log_step, fixed))
         early = (phase == METRIC) & (index < EARLY)
         gradient = jax.value_and_grad(target.log_density)
         point, stats = self.transition(key, state.point, gradient, state.metric, step, early)
@@ -609,6 +613,8 @@ class HMC(_Hamiltonian):
             as it gets and the chains agree.
         init_radius: starts are uniform in (-radius, radius) on the unconstrained space.
 
+    Every sixteenth draw takes steps half as long, as those of `NUTS` do.
+
     Source: Neal (2011), MCMC using Hamiltonian dynamics.
     """
 
@@ -655,6 +661,9 @@ class NUTS(_Hamiltonian):
         warmup: default number of warm-up iterations, at most: they end once the metric is as good
             as it gets and the chains agree.
         init_radius: starts are uniform in (-radius, radius) on the unconstrained space.
+
+    Every sixteenth draw takes steps half as long, so that a chain that comes to a place of much
+    larger curvature gets away from it.
 
     Source: Hoffman and Gelman (2014); Betancourt (2017).
     """
