@@ -242,13 +242,25 @@ def _load(file: str | None, device: Any) -> Callable | None:
     path = directory / file
     with contextlib.suppress(Exception):  # a damaged or foreign entry is simply made again
         if _is_own(directory) and path.is_file():
-            payload, in_tree, out_tree = pickle.loads(path.read_bytes())
+            entry = path.read_bytes()
+            if b"lapack_" in entry:
+                _prepare_lapack()
+            payload, in_tree, out_tree = pickle.loads(entry)
             call = serialize_executable.deserialize_and_load(
                 payload, in_tree, out_tree, execution_devices=[device]
             )
             path.touch()
             return call
     return None
+
+
+@functools.cache
+def _prepare_lapack() -> None:
+    """Fill in the addresses of LAPACK's functions, which JAX does when it lowers one of them.
+
+    A program from disk that calls one would crash the process otherwise (jax-ml/jax#28908).
+    """
+    jax.jit(jnp.linalg.cholesky).lower(jax.ShapeDtypeStruct((1, 1), np.float32))
 
 
 def _load_or_compile(

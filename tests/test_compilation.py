@@ -221,6 +221,26 @@ class TestDiskCache:
             assert found == 1 + which
         executables.clear()
 
+    def test_a_second_process_runs_programs_that_call_lapack(self, tmp_path):
+        """Their addresses are filled in where JAX lowers a call, which a second process need not.
+
+        Without them it is the process that ends, not the test.
+        """
+        code = """
+            import jax.numpy as jnp, numpy as np, ppl_toolkit as ppl
+            def density(x, a):
+                return -0.5 * jnp.sum(jnp.linalg.solve(jnp.linalg.cholesky(a), x) ** 2)
+            tree = ppl.infer(density, np.eye(2), init=np.zeros(2), draws=30, warmup=30,
+                             progress=False)
+            print(tree["posterior"]["x"].values.tobytes().hex()[:64])
+        """
+        draws = []
+        for _ in range(2):
+            done = python(code, PPL_CACHE_DIR=str(tmp_path / "c"))
+            assert done.returncode == 0, done.stderr
+            draws.append(done.stdout)
+        assert draws[0] == draws[1]
+
     code = """
         import jax, numpy as np, ppl_toolkit as ppl
         count = []
