@@ -34,6 +34,7 @@ __all__ = [
     "log_jacobian",
     "log_parts",
     "log_rows",
+    "log_terms",
     "own_draws",
     "own_scores",
     "own_values",
@@ -43,6 +44,7 @@ __all__ = [
     "relaxed_shapes",
     "shapes",
     "start_position",
+    "trace_at",
     "values_at",
 ]
 
@@ -71,6 +73,27 @@ def log_parts(program: Program, position: Position, data: Sequence[Any]) -> tupl
     prior += _log_law_of_layout(program, position, trace)
     like = sum((jnp.sum(s) for name, s in scores.items() if name not in of_prior), start=0.0)
     return jnp.asarray(prior, program.precision), jnp.asarray(like, program.precision)
+
+
+def log_terms(program: Program, position: Position, data: Sequence[Any]) -> tuple[Any, Any]:
+    """Log prior density of each latent site, Jacobians included, and the log of all else.
+
+    Their sum is the log joint density. A term that is left out is not computed in a compiled
+    program.
+    """
+    scores, trace = program.scores(data, *_put(program, position))
+    of_prior = {}
+    for site in program.latent:
+        own = (scores.pop(name, 0.0) for name in (site.name, log_det_name(site.name)))
+        of_prior[site.name] = jnp.asarray(sum(jnp.sum(score) for score in own), program.precision)
+    rest = sum((jnp.sum(score) for score in scores.values()), start=0.0)
+    rest += _log_law_of_layout(program, position, trace)
+    return of_prior, jnp.asarray(rest, program.precision)
+
+
+def trace_at(program: Program, position: Position, data: Sequence[Any]) -> dict[str, Any]:
+    """The messages of all sites at a position."""
+    return program.trace(data, *_put(program, position))
 
 
 def log_jacobian(

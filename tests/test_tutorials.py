@@ -114,6 +114,16 @@ SAYS = {
         r"no cut +log evidence +-6[0-5]\.\d",
         r"immune 70%: 50 boys or more infected in [2-5]\d% of the epidemics",
     ],
+    "without_gradients": [
+        r"Verdict: nothing looks wrong\.",
+        r"NUTS +R-hat [1-9]\.\d\d, effective draws +\d+, one for +\d{4,} gradients",
+        r"mean year: 189[01]\.\d\d by slices, 1890\.81 exactly",
+        r"site 'scale' has the prior HalfNormal.*block\(EllipticalSlice",
+        r"1860: [23]\.\d\d explosions per year",
+        r"steps 1: nested -6[12]\.\d\d \+- 0\.\d\d, exact -61\.70",
+        r"steps 1: SMC +-6[12]\.\d\d \+- 0\.\d\d, exact -61\.70",
+        r"slices 2: log evidence .*\d\d% of the new points stayed near",
+    ],
     "wide_networks": [
         r"\[\[1\.074 0\.606 0\.248 0\.346 0\.565\]",  # the kernel of a line
         r"NNGP, best scale .*\nNNGP, sigma = 1 ",  # no law has a larger evidence

@@ -1,4 +1,4 @@
-"""The section of a report on the evidence, and on the stages of sequential Monte Carlo."""
+"""The section of a report on the evidence, stages of sequential Monte Carlo, nested sampling."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ from ppl_toolkit.diagnostics.markup import (
     paragraph,
     table,
 )
+from ppl_toolkit.diagnostics.nested import nested_runs
 from ppl_toolkit.diagnostics.parameters import decimals
 from ppl_toolkit.diagnostics.view import View
 
@@ -77,6 +78,7 @@ def evidence(view: View) -> Section | None:
     body = _estimate(view, logs) if logs is not None else ""
     if stages is not None:
         body += _by_chain(view, stages, logs) + _pictures(view, stages)
+    body += nested_runs(view.tree)
     return Section("evidence", "Evidence", body) if body else None
 
 
@@ -124,7 +126,7 @@ def _estimate(view: View, logs: _Array) -> str:
     if found.se > _NOISY:
         words += (
             f" An error above {_NOISY} means that a few chains make up the mean, and that the "
-            "error itself is uncertain: use more particles, or more moves per stage."
+            "error itself is uncertain: use more particles or live points, or more moves."
         )
     elif np.isfinite(found.se):
         words += (

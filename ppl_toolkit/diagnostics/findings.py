@@ -29,7 +29,9 @@ __all__ = [
     "HEAT",
     "MONTE_CARLO_ERROR",
     "MOVING",
+    "NEAR_START",
     "NOISY_EVIDENCE",
+    "NOT_UNIFORM",
     "R_HAT",
     "TREE_DEPTH",
     "Finding",
@@ -54,6 +56,8 @@ MONTE_CARLO_ERROR = 0.1  # of mean or standard deviation, in standard deviations
 FEW_DRAWS = 100  # of all chains
 HEAT = 0.2  # of a temperature of one
 NOISY_EVIDENCE = 1.0  # standard deviation of the log, from run to run
+NEAR_START = 0.3  # share of the new points of nested sampling that stayed near to their start
+NOT_UNIFORM = 1e-5  # p-value of the ranks at which they came in
 _HOPELESS_R_HAT = 1.5  # more draws would not mend it
 _APART = 3.0  # standard deviations within chains, between groups of chains in different modes
 _DRIFT = 0.5  # of them between the halves of a chain that is on its way, not in a mode
@@ -76,7 +80,7 @@ class Finding(NamedTuple):
         kind: "divergences", "tree_depth", "bfmi", "hot"; "r_hat", "stuck", "multimodal", "ess",
             "mcse", "few_draws", "not_finite"; "precision", "parameters", "subsample"; "khat"
             (`loo`), "conflict", "weak_data" (`sensitivity`), "predictive" (`check_posterior`);
-            "noisy_filter"; "unjudged".
+            "noisy_filter"; "nested", "duplicates" (nested sampling); "unjudged".
         severity: "error" (do not use the draws) or "warning" (look before you use them).
         sites: the scalars or sites concerned, the worst first.
         number: the figure that gave the alarm.
@@ -114,7 +118,8 @@ def diagnose(tree: xarray.DataTree) -> list[Finding]:
 
 def findings_of_draws(tree: xarray.DataTree, judged: Judged | None = None) -> list[Finding]:
     """What its draws and sampler statistics say of a result; ``judged``, where that is known."""
-    parts = (_sampler_findings, functools.partial(_convergence_findings, judged=judged))
+    convergence = functools.partial(_convergence_findings, judged=judged)
+    parts = (_sampler_findings, convergence, _of_nested)
     return _errors_first([finding for part in parts for finding in _guarded(part, tree)])
 
 
@@ -329,6 +334,14 @@ def _convergence_findings(tree: xarray.DataTree, judged: Judged | None = None) -
     judged = judged or _judged(draws, superchains)
     if "filtering" in tree.children:  # paths of one filter are independent draws, given it
         return [*_not_finite(judged.broken), *_of_filters(tree)]
+    if "nested" in tree.children:  # independent draws, given their run
+        heavy = [f for f in _noise(judged, chains, count) if f.kind == "mcse"]
+        return [
+            *_few_draws(chains, count),
+            *_not_finite(judged.broken),
+            *_runs_differ(judged, count),
+            *heavy,
+        ]
     if count < ESS_PER_CHAIN and _sums_along_sweeps(tree):  # what is wanted are the sums
         return _not_finite(judged.broken)
     return [
@@ -534,6 +547,76 @@ def _of_filters(tree: xarray.DataTree) -> list[Finding]:
             "Adapted() or Guided(...).",
         )
     ]
+
+
+def _runs_differ(judged: Judged, count: int) -> list[Finding]:
+    """Whether runs of nested sampling differ by more than N independent draws of each may.
+
+    For these N (R-hat^2 - 1) / 2 is about F - 1, F the mean square between 8 halves of chains; it
+    exceeds 5 at one scalar in 100,000.
+    """
+    limit = float(np.sqrt(R_HAT**2 + 8.0 / count))
+    number = float(np.nanmax(judged.r_hat, initial=1.0))
+    if number <= limit:
+        return []
+    worst = _worst(judged.names, -judged.r_hat, judged.r_hat > limit)
+    return [
+        Finding(
+            "r_hat",
+            "error" if number > _HOPELESS_R_HAT else "warning",
+            worst,
+            number,
+            f"R-hat is {number:.3f} (above {limit:.3g}){_naming(worst)}: the runs differ.",
+            "Take more live points, or more slices for each new one: NestedSampling(live=..., "
+            "steps=...).",
+        )
+    ]
+
+
+def _of_nested(tree: xarray.DataTree) -> list[Finding]:
+    """New points that are no draws of the prior above their bound; draws that are no new ones.
+
+    The line for points that stayed near is a convention of this file. It was set on normal
+    posteriors of 5 to 20 dimensions, where a share of 0.35 went with evidences that are too large
+    by one standard deviation of a run, and shares below 0.2 with right ones.
+    """
+    if "nested" not in tree.children:
+        return []
+    runs = tree["nested"].dataset
+    near, p = float(runs["near_start"].max()), float(runs["insertion_p"].min())
+    found = []
+    if near > NEAR_START or p < NOT_UNIFORM / runs.sizes["chain"]:
+        why = (
+            f"{near:.0%} of the new points stayed near to the points that they started at"
+            if near > NEAR_START
+            else "new points come in too high or too low among the others (p-value of their ranks "
+            f"{p:.1g})"
+        )
+        found.append(
+            Finding(
+                "nested",
+                "error",
+                (),
+                near if near > NEAR_START else p,
+                f"{why}: they are not independent draws, and the evidence is biased.",
+                "Take more slices for each: NestedSampling(steps=...). Modes far apart need more "
+                "live points as well.",
+            )
+        )
+    worth, draws = float(runs["ess"].min()), tree["posterior"].sizes.get("draw", 0)
+    if draws > worth:
+        found.append(
+            Finding(
+                "duplicates",
+                "warning",
+                (),
+                worth,
+                f"a chain's {draws:,} draws are taken from points that are worth {worth:,.0f}: "
+                "many are the same, and errors that count draws are too small.",
+                "Take more live points instead of more draws: NestedSampling(live=...).",
+            )
+        )
+    return found
 
 
 def _not_finite(names: Sequence[str]) -> list[Finding]:

@@ -27,6 +27,9 @@ _HOME = {
     "SVTP": "sparse_variational",
     "MAP": "maximum",
     "Type2ML": "maximum",
+    "Slice": "slice",
+    "EllipticalSlice": "elliptical_slice",
+    "NestedSampling": "nested_sampling",
 }
 # What methods are composed of.
 _PIECES = {
@@ -94,6 +97,7 @@ __all__ = [
     "ConditionalSMC",
     "Cyclical",
     "DelayedRejection",
+    "EllipticalSlice",
     "Enumeration",
     "Gibbs",
     "GibbsWithGradients",
@@ -102,6 +106,7 @@ __all__ = [
     "LocallyBalanced",
     "MetropolisedGibbs",
     "Moves",
+    "NestedSampling",
     "OnlineFilter",
     "ParallelTempering",
     "ParticleFilter",
@@ -112,6 +117,7 @@ __all__ = [
     "PseudoMarginal",
     "RandomWalk",
     "ScoreAscent",
+    "Slice",
     "SplitMerge",
     "StepSplit",
     "Switch",
@@ -146,6 +152,7 @@ if TYPE_CHECKING:
         LocallyBalanced,
         MetropolisedGibbs,
     )
+    from ppl_toolkit.inference.elliptical_slice import EllipticalSlice
     from ppl_toolkit.inference.enumeration import Enumeration
     from ppl_toolkit.inference.filtering import ParticleFilter
     from ppl_toolkit.inference.hmc import HMC, NUTS
@@ -160,6 +167,7 @@ if TYPE_CHECKING:
     from ppl_toolkit.inference.maximum import MAP, Type2ML
     from ppl_toolkit.inference.mcmc import MCMC
     from ppl_toolkit.inference.moves import Moves, Walk
+    from ppl_toolkit.inference.nested_sampling import NestedSampling
     from ppl_toolkit.inference.online import OnlineFilter
     from ppl_toolkit.inference.parallel_tempering import ParallelTempering
     from ppl_toolkit.inference.particle_kernel import PPG, ConditionalSMC, ParticleGibbs
@@ -172,6 +180,7 @@ if TYPE_CHECKING:
     from ppl_toolkit.inference.reversible_jump import BirthDeath, Switch
     from ppl_toolkit.inference.score import ScoreAscent
     from ppl_toolkit.inference.score_climbing import learn_proposal
+    from ppl_toolkit.inference.slice import Slice
     from ppl_toolkit.inference.smc import SMC
     from ppl_toolkit.inference.smc_squared import SMC2
     from ppl_toolkit.inference.sparse_variational import SVTP

@@ -305,7 +305,8 @@ def labels(specs: Sequence[Any]) -> list[str]:
     ]
 
 
-_TOTALS = {"n_steps": jnp.add, "diverging": jnp.logical_or, "reached_max_treedepth": jnp.logical_or}
+_TOTALS = {"n_steps": jnp.add, "n_evaluations": jnp.add, "diverging": jnp.logical_or,
+           "reached_max_treedepth": jnp.logical_or}  # fmt: skip
 
 
 def _joined(labels: Sequence[str], infos: Sequence[Info]) -> Info:
@@ -586,6 +587,12 @@ class Block(Spec):
 
     def alternatives(self) -> tuple[Any, ...]:
         return tuple(Block(part, self.sites) for part in self.kernel.alternatives())
+
+    def beginning(self, target: Target, position: Position, key: Any) -> Position:
+        own = {name: position[name] for name in self.sites}
+        rest = {name: value for name, value in position.items() if name not in own}
+        begun = self.kernel.beginning(target.given(rest), own, random.fold_in(key, 0))
+        return position if begun is own else {**position, **begun}
 
     def trials(self, target: Target, position: Position, key: Any) -> dict[str, Any]:
         own = {name: position[name] for name in self.sites}

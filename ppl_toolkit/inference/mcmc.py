@@ -7,13 +7,13 @@ import json
 from collections.abc import Mapping
 from typing import Any, ClassVar, NamedTuple
 
-import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import lax, random
+from jax import random
 
 from ppl_toolkit.errors import MethodError, OptionError
 from ppl_toolkit.inference.adaptation import Schedule, schedule
+from ppl_toolkit.inference.first_point import first_finite
 from ppl_toolkit.inference.kernel import Info, Kernel, Stage, require_spec
 from ppl_toolkit.inference.moves import moves_of
 from ppl_toolkit.inference.rehearsal import try_out
@@ -221,18 +221,7 @@ class MCMC:
         def finite(position: Position) -> Any:
             return jnp.isfinite(sum(target.log_parts(position)))
 
-        def again(carry: tuple) -> tuple:
-            number, position, _ = carry
-            position = draw(number)
-            return number + 1, position, finite(position)
-
-        shape = jax.eval_shape(draw, jnp.zeros((), jnp.int32))
-        nowhere = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shape)
-        _, position, found = lax.while_loop(
-            lambda c: (c[0] < _TRIES) & ~c[2],
-            again,
-            (jnp.zeros((), jnp.int32), nowhere, jnp.asarray(False)),
-        )
+        position, found = first_finite(draw, finite, _TRIES)
         bare = self._target(target, position, settings.layout)
         begun = self.kernel.beginning(bare, position, random.fold_in(key_position, _TRIES))
         if begun is not position:
