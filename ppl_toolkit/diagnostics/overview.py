@@ -37,6 +37,8 @@ _EVIDENCE = {
     "precision": ("data", "run"),
     "parameters": ("sites", "run"),
     "subsample": ("sites", "run"),
+    "nested": ("by-chain-nested", "evidence"),
+    "duplicates": ("by-chain-nested", "evidence"),
     "few_draws": ("run",),
     "not_finite": ("parameters",),
 }

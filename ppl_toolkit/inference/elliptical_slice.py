@@ -137,7 +137,7 @@ class EllipticalSlice(Spec):
             def log_likelihood(deviation: Position) -> Any:
                 """Of all that depends on these sites but their own prior."""
                 priors, rest = target.call(_Terms(), placed(deviation), ())
-                value = rest + sum(x for name, x in priors.items())
+                value = rest + sum(x for name, x in priors.items() if name not in old)
                 return jnp.where(jnp.isnan(value), -jnp.inf, value)
 
             # The level has to be below the density of where the ellipse ends, rounded as it is
