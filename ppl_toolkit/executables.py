@@ -234,6 +234,16 @@ def _configuration() -> str:
     return repr(sorted(jax.config.values.items()))
 
 
+@functools.cache
+def _bind_lapack() -> None:
+    """Look up LAPACK's functions, which JAX does only where it lowers a call of one of them.
+
+    An executable from the disk was lowered by another process; without them it would crash this
+    one.
+    """
+    jax.jit(jnp.linalg.cholesky).lower(jax.ShapeDtypeStruct((1, 1), jnp.float32))
+
+
 def _load(file: str | None, device: Any) -> Callable | None:
     """The executable in a file of the cache, None if it is not there or cannot be used."""
     directory = cache_directory()
@@ -243,6 +253,7 @@ def _load(file: str | None, device: Any) -> Callable | None:
     with contextlib.suppress(Exception):  # a damaged or foreign entry is simply made again
         if _is_own(directory) and path.is_file():
             payload, in_tree, out_tree = pickle.loads(path.read_bytes())
+            _bind_lapack()
             call = serialize_executable.deserialize_and_load(
                 payload, in_tree, out_tree, execution_devices=[device]
             )
