@@ -289,7 +289,7 @@ def _run(
         for one in calls:
             settings = engine.method.settings(one.program, one.warmup)
             data_sets.append(DataSet(one.program.data, settings, one.seed))
-    problem = getattr(call.method, "problem", lambda state: None)  # that it did not arrive
+    problem = getattr(engine.method, "problem", lambda state: None)  # that it did not arrive
     runs = each_data_set(
         engine, data_sets, call.chains, call.warmup, call.draws, threads,
         lambda number, state: require_started(calls[number], state, origins, given),

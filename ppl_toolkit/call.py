@@ -16,6 +16,7 @@ import numpyro
 
 from ppl_toolkit import results
 from ppl_toolkit.bare_density import is_density
+from ppl_toolkit.diagnostics import approximation
 from ppl_toolkit.diagnostics.findings import as_json, diagnose
 from ppl_toolkit.diagnostics.structure import model_sites, model_source
 from ppl_toolkit.engine import Engine
@@ -179,7 +180,7 @@ def carry_out(call: Call, begin: Begin) -> xarray.DataTree:
     if outcome.error is not None:
         raise _failure(call, sink, outcome, attributes, other, begin.draws) from outcome.error
     tree = _labelled(call, sink, outcome, attributes, other, begin.draws)
-    _require_arrived(call, outcome, tree)
+    _require_arrived(engine.method, call.warmup, outcome, tree)
     return tree
 
 
@@ -194,10 +195,10 @@ def _data_groups(call: Call) -> dict[str, xarray.Dataset]:
     return results.data_groups(program, call.coords)
 
 
-def _require_arrived(call: Call, outcome: Outcome, tree: xarray.DataTree) -> None:
+def _require_arrived(method: Any, warmup: int, outcome: Outcome, tree: xarray.DataTree) -> None:
     """Refuse draws of a method that did not get to the posterior in its warm-up."""
-    problem = getattr(call.method, "problem", None)
-    if problem is None or outcome.iteration <= call.warmup:
+    problem = getattr(method, "problem", None)
+    if problem is None or outcome.iteration <= warmup:
         return
     if text := problem(outcome.state):
         error = SamplingError(f"{text} What there is, is in error.partial.")
@@ -343,7 +344,7 @@ def method_groups(method: Any, state: Any) -> dict[str, xarray.Dataset]:
 
 def conclusions(tree: xarray.DataTree) -> dict[str, Any]:
     """Attributes computed from the draws: the findings, the number of gradients."""
-    found: dict[str, Any] = {"findings": as_json(diagnose(tree))}
+    found: dict[str, Any] = {"findings": as_json(diagnose(tree)), **approximation.attributes(tree)}
     if "sample_stats" in tree.children and "n_steps" in tree["sample_stats"]:
         found["n_gradient_evaluations"] = int(tree["sample_stats"]["n_steps"].sum())
     return found

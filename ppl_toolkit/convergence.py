@@ -1,4 +1,4 @@
-"""Convergence diagnostics: split R-hat, effective sample size, Monte Carlo errors, BFMI, PSIS.
+"""Convergence diagnostics: split R-hat, effective sample size, Monte Carlo errors, BFMI.
 
 Everything here runs on the host in float64 NumPy, on all scalars of an array at once: the
 functions take draws of shape ``(chain, draw, ...)`` and return one number per trailing element.
@@ -30,6 +30,7 @@ from scipy import fft
 from scipy.special import betaincinv, ndtri
 
 from ppl_toolkit.errors import DataError, OptionError
+from ppl_toolkit.pareto import psis
 
 __all__ = ["bfmi", "bulk", "convergence", "ess", "mcse", "psis", "ranked", "rhat", "rhat_nested"]
 
@@ -347,53 +348,6 @@ def bfmi(energy: ArrayLike) -> Any:
         return np.full((draws.shape[0], *draws.shape[2:]), np.nan)
     with np.errstate(all="ignore"):
         return np.square(np.diff(draws, axis=1)).mean(axis=1) / draws.var(axis=1, ddof=1)
-
-
-def psis(log_weights: ArrayLike, r_eff: float = 1.0) -> tuple[Any, Any]:
-    """Pareto-smoothed importance weights.
-
-    The largest weights are replaced by the expected order statistics of a generalised Pareto
-    distribution fitted to them. Its shape k tells how far the weights can be trusted: up to
-    min(1 - 1/log10(S), 0.7) the estimates are reliable.
-
-    Args:
-        log_weights: unnormalised log weights of S draws, shape (..., S). For leave-one-out
-            cross-validation these are minus the pointwise log likelihoods.
-        r_eff: relative efficiency ESS/S of the draws.
-
-    Returns:
-        (Smoothed log weights that sum to one on the natural scale, shape (..., S); k, shape
-        (...)). The weights are left unsmoothed where there is no distribution to fit: where the
-        whole tail is one value, or its first quartile equals its minimum. k is NaN there. A row
-        with NaN or +inf is NaN. (ArviZ raises ValueError on a tail of one value, whichever row
-        it is in.)
-
-    Raises:
-        DataError: fewer than 25 draws, whose tail is too short to fit.
-        OptionError: `r_eff` is not positive.
-
-    Complexity: per row a sort and 30 + sqrt(T) evaluations of the likelihood of T tail draws,
-    T = 3 sqrt(S / r_eff).
-
-    Source: Vehtari, Simpson, Gelman, Yao, Gabry (2024), JMLR 25(72); the fit is that of Zhang and
-    Stephens (2009), Technometrics 51(3).
-    """
-    raw = np.asarray(log_weights, dtype=np.float64)
-    size = raw.shape[-1] if raw.ndim else 0
-    if not r_eff > 0:
-        raise OptionError(f"r_eff is {r_eff}; give the positive ratio ESS / number of draws.")
-    tail = int(3.0 * np.sqrt(size / r_eff)) if size * r_eff > 225 else size // 5
-    if tail < 5:
-        raise DataError(f"psis needs at least 25 draws on the last axis; got shape {raw.shape}.")
-    rows = raw.reshape(-1, size)
-    smoothed = np.empty(rows.shape)
-    shape = np.empty(len(rows))
-    step = max(1, _MAX_ELEMENTS // max(size, tail * _grid_size(tail)))
-    with np.errstate(all="ignore"):
-        for begin in range(0, len(rows), step):
-            some = slice(begin, begin + step)
-            smoothed[some], shape[some] = _smooth(rows[some], tail)
-    return smoothed.reshape(raw.shape), shape.reshape(raw.shape[:-1])[()]
 
 
 # --- from arrays of any shape to blocks of scalars and back -----------------------------------
@@ -826,64 +780,3 @@ def _geyer(
     even = np.where((even > 0) | (pairs[rows, stop] >= 0), even, 0.0)
     tau = -1.0 + 2.0 * decreasing.sum(axis=1) + even
     return np.where(np.isnan(pairs[:, 0]), np.nan, tau), ended_somewhere
-
-
-# --- Pareto smoothing --------------------------------------------------------------------------
-
-
-def _smooth(log_weights: _Array, tail: int) -> tuple[_Array, _Array]:
-    """Smooths and normalises rows of log weights: (log weights, k)."""
-    out = log_weights - log_weights.max(axis=1, keepdims=True)
-    # numpy.argsort itself, since tied weights are told apart by its order (as in ArviZ).
-    order = np.argsort(out, axis=1)[:, -tail - 1 :]
-    largest = np.take_along_axis(out, order, axis=1)
-    cutoff = np.exp(largest[:, :1])
-    k, sigma = _pareto_fit(np.exp(largest[:, 1:]) - cutoff)
-    flat_tail = largest[:, -1] - largest[:, 1] < np.finfo(np.float64).tiny
-    k = np.where(flat_tail | np.isnan(out).any(axis=1), np.nan, k)
-    fitted = np.isfinite(k)
-    prob = np.arange(0.5, tail) / tail
-    quantiles = cutoff + _pareto_quantile(prob, k[:, None], sigma[:, None])
-    smooth = np.minimum(np.log(quantiles), 0.0)  # no weight may exceed the largest raw one
-    smooth = np.where(fitted[:, None], smooth, largest[:, 1:])
-    np.put_along_axis(out, order[:, 1:], smooth, axis=1)
-    top = out.max(axis=1, keepdims=True)
-    out -= top + np.log(np.exp(out - top).sum(axis=1, keepdims=True))
-    return out, k
-
-
-def _grid_size(count: int) -> int:
-    return 30 + int(np.sqrt(count))
-
-
-def _pareto_fit(x: _Array) -> tuple[_Array, _Array]:
-    """Shape k and scale sigma of a generalised Pareto distribution, per ascending row.
-
-    The posterior mean of b = -k / sigma over a grid under the profile likelihood, with k shrunk
-    towards 1/2 with the weight of ten observations.
-    """
-    count = x.shape[1]
-    grid = _grid_size(count)
-    quartile, top = x[:, int(count / 4 + 0.5) - 1], x[:, -1]
-    nodes = 1.0 - np.sqrt(grid / (np.arange(1, grid + 1) - 0.5))
-    b = nodes / (3.0 * quartile[:, None]) + 1.0 / top[:, None]
-    k = np.log1p(-b[..., None] * x[:, None, :]).mean(axis=-1)
-    profile = count * (np.log(-b / k) - k - 1.0)
-    weights = np.exp(profile - profile.max(axis=1, keepdims=True))
-    weights /= weights.sum(axis=1, keepdims=True)
-    weights[weights < 10 * np.finfo(np.float64).eps] = 0.0
-    weights /= weights.sum(axis=1, keepdims=True)
-    mean_b = (b * weights).sum(axis=1)
-    shape = np.log1p(-mean_b[:, None] * x).mean(axis=1)
-    sigma = -shape / mean_b
-    shape = (count * shape + 10 * 0.5) / (count + 10)
-    shape = np.where(np.isnan(shape), np.inf, shape)
-    # A quartile no larger than the minimum: nothing like a Pareto distribution.
-    return np.where(quartile <= x[:, 0], np.nan, shape), sigma
-
-
-def _pareto_quantile(prob: _Array, k: _Array, sigma: _Array) -> _Array:
-    """Quantiles of the generalised Pareto distribution with location 0; NaN unless sigma > 0."""
-    exponential = -np.log1p(-prob)  # the limit k -> 0
-    general = np.expm1(k * exponential) / np.where(k == 0, 1.0, k)
-    return np.where(sigma > 0, sigma * np.where(k == 0, exponential, general), np.nan)

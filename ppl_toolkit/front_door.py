@@ -15,6 +15,7 @@ from ppl_toolkit import results
 from ppl_toolkit.arguments import with_data
 from ppl_toolkit.bare_density import as_model, density_like
 from ppl_toolkit.call import Begin, Call, carry_out, conclusions
+from ppl_toolkit.diagnostics import approximation
 from ppl_toolkit.diagnostics.findings import as_text, findings
 from ppl_toolkit.errors import CheckpointError, InferenceWarning, MethodError, OptionError
 from ppl_toolkit.files import load
@@ -23,7 +24,7 @@ from ppl_toolkit.inference import as_method, method_named
 from ppl_toolkit.inference.method import Method
 from ppl_toolkit.labels import check_coords, coords_of
 from ppl_toolkit.program import Program
-from ppl_toolkit.starts import is_tree, start_positions
+from ppl_toolkit.starts import drawn_starts, is_tree, start_positions
 from ppl_toolkit.store import Checkpoint, read_checkpoint
 
 if TYPE_CHECKING:
@@ -79,7 +80,8 @@ def infer(
             chunks, threads, stores and resumptions.
         init: where to start: None (random), "prior", a dictionary of site values (one for all
             chains, or with a leading chain dimension), or an earlier result, whose step size and
-            metric are taken over and whose warm-up is short. For a log density: a position.
+            metric are taken over and whose warm-up is short; of a result of another method, such as
+            `Pathfinder`, chains start at its draws. For a log density: a position.
         coords: labels for dimensions, ``{"school": names}``.
         dims: names for event dimensions, ``{"beta": ["predictor"]}``.
         data: further arguments of the model by name, for names that infer itself uses.
@@ -215,6 +217,8 @@ def _started(
     else:
         model, args, init = as_model(model, args, arguments, init)
     program = options.program(model, args, arguments)
+    if earlier is not None and _of_another_kind(earlier, options, program):
+        init, earlier = drawn_starts(program, earlier, options.chains or _CHAINS), None
     call = options.new_call(program, store, earlier is not None)
     if init is not None and earlier is None and not getattr(call.method, "takes_start", True):
         raise OptionError(f"{call.name} does not start from a given position; leave init= out.")
@@ -223,6 +227,14 @@ def _started(
         _require_same_sites(program, earlier)
         begin = begin._replace(state=_state_of(earlier), renew=True)
     return call, begin
+
+
+def _of_another_kind(earlier: xarray.DataTree, options: Options, program: Program) -> bool:
+    """Whether a result is an approximation, and the method is not what found it."""
+    method, _ = _choose(options.method, program)
+    return (
+        approximation.GROUP in earlier.children and earlier.attrs["method"] != type(method).__name__
+    )
 
 
 def _resumed(

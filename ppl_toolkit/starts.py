@@ -13,7 +13,7 @@ from ppl_toolkit.errors import CheckpointError, DataError, OptionError, SiteErro
 from ppl_toolkit.executables import evaluate
 from ppl_toolkit.program import Program
 
-__all__ = ["held", "is_tree", "positions_of", "start_numbers", "start_positions"]
+__all__ = ["drawn_starts", "held", "is_tree", "positions_of", "start_numbers", "start_positions"]
 
 _START_SALT = 0x5EED  # the keys of starting points differ from those of the chains
 
@@ -70,6 +70,27 @@ def start_positions(
             f"{type(init).__name__}."
         )
     return positions_of(program, init, chains, seed), np.ones(chains, bool)
+
+
+def drawn_starts(program: Program, tree: Any, chains: int) -> dict[str, np.ndarray]:
+    """Values of the continuous sites at draws of a result, one for each chain.
+
+    With as many chains as the result has, each starts at the first draw of its own.
+
+    Raises:
+        CheckpointError: the result lacks a site, or has it in another shape.
+    """
+    draws, starts = tree["posterior"].dataset, {}
+    for site in program.continuous:
+        if site.variable not in draws or draws[site.variable].shape[2:] != site.shape:
+            raise CheckpointError(
+                f"init= is a result without draws of site {site.name!r} of shape {site.shape}. "
+                "Pass a dictionary of values instead."
+            )
+        values = np.asarray(draws[site.variable].transpose("chain", "draw", ...))
+        flat = values.reshape(-1, *site.shape)
+        starts[site.name] = flat[np.arange(chains) * len(flat) // chains]
+    return starts
 
 
 def positions_of(

@@ -296,4 +296,4 @@ for process, error in [(0.05, None), (0.13, None), (0.3, None), (0.02, 0.25)]:
 # - One function with a `scan`: fitted by NUTS, particle Gibbs and PMMH, filtered, and continued.
 # - Where gradients exist, NUTS is hard to beat. Particle Gibbs is next, PMMH last; they agree.
 # - Particles need observations with a fair error. Where it may be near zero, use a prior that says
-#   what is known of it, or a proposal that looks at the data, such as `Laplace()`.
+#   what is known of it, or a proposal that looks at the data, such as `LaplaceProposal()`.

@@ -73,6 +73,8 @@ def evidence(view: View) -> Section | None:
     if stages is not None and "stage" not in stages.sizes:
         stages = None
     logs = _log_evidence(view, stages)
+    if logs is not None and view.approximate and not np.isfinite(logs).any():
+        logs = None  # weights that cannot be relied on
     if logs is None and stages is None:
         return None
     body = _estimate(view, logs) if logs is not None else ""

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from ppl_toolkit import convergence
-from ppl_toolkit.diagnostics import measures
+from ppl_toolkit.diagnostics import approximation, measures
 from ppl_toolkit.results import scalar_labels
 
 if TYPE_CHECKING:
@@ -80,7 +80,8 @@ class Finding(NamedTuple):
         kind: "divergences", "tree_depth", "bfmi", "hot"; "r_hat", "stuck", "multimodal", "ess",
             "mcse", "few_draws", "not_finite"; "precision", "parameters", "subsample"; "khat"
             (`loo`), "conflict", "weak_data" (`sensitivity`), "predictive" (`check_posterior`);
-            "noisy_filter"; "nested", "duplicates" (nested sampling); "unjudged".
+            "noisy_filter"; "nested", "duplicates" (nested sampling); "approximation", "elbo";
+            "unjudged".
         severity: "error" (do not use the draws) or "warning" (look before you use them).
         sites: the scalars or sites concerned, the worst first.
         number: the figure that gave the alarm.
@@ -332,15 +333,21 @@ def _convergence_findings(tree: xarray.DataTree, judged: Judged | None = None) -
     draws = always_there(draws, tree.attrs)
     superchains = int(tree.attrs.get("superchains", 0))
     judged = judged or _judged(draws, superchains)
+    if approximation.GROUP in tree.children:  # independent draws
+        own = approximation.findings(tree, Finding)
+        # Chains that hang on a few heavy draws differ, whatever was found.
+        heavy = any(finding.severity == "error" for finding in own)
+        agreement = _agreement(draws, judged, _HOPELESS_R_HAT if heavy else R_HAT)
+        return [*_not_finite(judged.broken), *own, *agreement]
     if "filtering" in tree.children:  # paths of one filter are independent draws, given it
         return [*_not_finite(judged.broken), *_of_filters(tree)]
     if "nested" in tree.children:  # independent draws, given their run
-        heavy = [f for f in _noise(judged, chains, count) if f.kind == "mcse"]
+        hang = [f for f in _noise(judged, chains, count) if f.kind == "mcse"]
         return [
             *_few_draws(chains, count),
             *_not_finite(judged.broken),
             *_runs_differ(judged, count),
-            *heavy,
+            *hang,
         ]
     if count < ESS_PER_CHAIN and _sums_along_sweeps(tree):  # what is wanted are the sums
         return _not_finite(judged.broken)
@@ -412,6 +419,29 @@ def _mixing(
             number,
             f"{which} is {number:.3f} (above {limit:.3g}){_naming(worst)}: {why}.",
             _funnel_first(tree) + "Draw more (ppl.extend), warm up for longer, or reparametrise.",
+        )
+    ]
+
+
+def _agreement(draws: xarray.Dataset, judged: Judged, limit: float) -> list[Finding]:
+    """Whether the chains found the same approximation; few draws do, since they are independent."""
+    chains, count = draws.sizes["chain"], draws.sizes["draw"]
+    if few := _few_draws(chains, count):
+        return few
+    number = float(np.nanmax(judged.r_hat, initial=1.0))
+    limit = float(np.sqrt(limit**2 + 1.0 / count))
+    if number <= limit:
+        return []
+    worst = _worst(judged.names, -judged.r_hat, judged.r_hat > limit)
+    return [
+        Finding(
+            "r_hat",
+            "error" if number > _HOPELESS_R_HAT else "warning",
+            worst,
+            number,
+            f"R-hat is {number:.3f} (above {limit:.3g}){_naming(worst)}: the chains found "
+            "different approximations, of several modes perhaps, or an optimisation failed.",
+            "Look at the chains one by one; take more starts, paths or steps; or use NUTS or SMC.",
         )
     ]
 
@@ -543,8 +573,8 @@ def _of_filters(tree: xarray.DataTree) -> list[Finding]:
             worst,
             f"log evidence has a standard deviation of {worst:.1f} from run to run (above "
             f"{NOISY_EVIDENCE:g}): few particles carry the weight.",
-            "Take more particles, or a proposal that looks at the data: proposal=Laplace(), "
-            "Adapted() or Guided(...).",
+            "Take more particles, or a proposal that looks at the data: "
+            "proposal=LaplaceProposal(), Adapted() or Guided(...).",
         )
     ]
 

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from ppl_toolkit import convergence
+from ppl_toolkit.diagnostics.approximation import GROUP
 from ppl_toolkit.diagnostics.findings import (
     BFMI,
     ESS_PER_CHAIN,
@@ -89,7 +90,7 @@ def judge(
         if own:
             found[labels[place].item()] = own
             kinds[place] = ", ".join(finding.kind for finding in own)
-    order = ("ess", "r_hat", "mcse", "divergences", "acceptance", "tree_depth", "bfmi")
+    order = ("ess", "r_hat", "mcse", "divergences", "acceptance", "tree_depth", "bfmi", "khat")
     shown = {name: (DATA_SET, figures[name]) for name in order if name in figures}
     shown["findings"] = (DATA_SET, np.array(kinds))
     return Verdicts(xarray.Dataset(shown, coords={DATA_SET: labels}), found)
@@ -107,6 +108,8 @@ def _of_sampler(tree: xarray.DataTree) -> dict[str, np.ndarray]:
         found["acceptance"] = stats["acceptance_rate"].values.mean((1, 2))
     if "reached_max_treedepth" in stats:
         found["tree_depth"] = stats["reached_max_treedepth"].values.mean((1, 2))
+    if "khat" in stats:
+        found["khat"] = stats["khat"].values.max((1, 2))
     if "energy" in stats:
         energy = np.moveaxis(stats["energy"].values, 0, -1)
         found["bfmi"] = convergence.bfmi(energy).min(axis=0)
@@ -125,7 +128,7 @@ def _suspicious(
     chains, draws = sizes["chain"], sizes["draw"]
     if judged is None:  # not draws from a posterior
         return np.zeros(sizes[DATA_SET], bool)
-    if "filtering" in tree.children or chains == 1 or chains * draws < FEW_DRAWS:
+    if {"filtering", GROUP} & set(tree.children) or chains == 1 or chains * draws < FEW_DRAWS:
         return np.ones(sizes[DATA_SET], bool)
     limits: dict[str, tuple[float, float]] = {  # what is outside is looked at
         "ess": (ESS_PER_CHAIN * chains, np.inf), "r_hat": (-np.inf, R_HAT),

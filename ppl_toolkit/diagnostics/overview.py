@@ -39,6 +39,8 @@ _EVIDENCE = {
     "subsample": ("sites", "run"),
     "nested": ("by-chain-nested", "evidence"),
     "duplicates": ("by-chain-nested", "evidence"),
+    "approximation": ("importance-weights", "approximation"),
+    "elbo": ("elbo", "approximation"),
     "few_draws": ("run",),
     "not_finite": ("parameters",),
 }
@@ -159,6 +161,8 @@ def _options(view: View) -> dict[str, Any]:
 def _yield(view: View) -> str:
     """The smallest ESS, and what it cost."""
     table_ = view.table
+    if view.approximate:
+        return ""
     varying = np.asarray(table_["sd"], dtype=float) > 0
     effective = np.asarray(table_["ess_bulk"], dtype=float)[varying]
     effective = effective[np.isfinite(effective)]

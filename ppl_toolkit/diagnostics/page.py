@@ -6,6 +6,7 @@ import re
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from ppl_toolkit.diagnostics.approximation import approximation
 from ppl_toolkit.diagnostics.dimensions import dimensions
 from ppl_toolkit.diagnostics.evidence import evidence
 from ppl_toolkit.diagnostics.marginals import marginals
@@ -35,8 +36,9 @@ __all__ = ["compose", "html"]
 def html(tree: xarray.DataTree, var_names: Sequence[str] | str | None = None) -> str:
     """The report as one HTML page.
 
-    Verdict, run, parameters, convergence, sampler, evidence, dimensions, posterior, prediction,
-    residuals, sensitivity, model, downloads: a section appears if the result has what it shows.
+    Verdict, run, parameters, approximation or convergence and sampler, evidence, dimensions,
+    posterior, prediction, residuals, sensitivity, model, downloads: a section appears if the result
+    has what it shows.
     The page loads nothing: style, script and pictures are inside. It depends on the result alone:
     the same result gives the same page.
 
@@ -57,8 +59,9 @@ def compose(result: View) -> str:
         for section in (
             run_card(result),
             parameters(result),
-            convergence(result),
-            sampler(result),
+            approximation(result),
+            None if result.approximate else convergence(result),
+            None if result.approximate else sampler(result),
             evidence(result),
             dimensions(result),
             marginals(result.without(result.ragged)),

@@ -69,6 +69,8 @@ def parameters(view: View) -> Section:
         ("mcse_mean", "MCSE mean"), ("mcse_sd", "MCSE sd"), ("ess_bulk", "bulk ESS"),
         ("ess_tail", "tail ESS"), ("r_hat", "R-hat"),
     ]  # fmt: skip
+    if view.approximate:
+        columns = [(key, text) for key, text in columns if not key.startswith("ess")]
     head = '<th scope="col" data-key="parameter">parameter</th>' + "".join(
         f'<th scope="col" data-key="{key}">{safe(text)}</th>' if key
         else f'<th scope="col">{safe(text)}</th>'
@@ -104,7 +106,8 @@ def parameters(view: View) -> Section:
     limits = " or ".join(t for t in (f"R-hat above {R_HAT}", need) if t)
     words = (
         f"Intervals hold {percent}% of the draws, with equal tails. The bars show the interval "
-        "and the mean on one scale for each site, and ESS as a share of all draws. "
+        "and the mean on one scale for each site"
+        f"{'' if view.approximate else ', and ESS as a share of all draws'}. "
         f"▲ marks {limits}."
     )
     if len(rows) < len(table):

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ppl_toolkit.diagnostics import approximation
 from ppl_toolkit.diagnostics.findings import Finding
 from ppl_toolkit.diagnostics.overview import headline
 from ppl_toolkit.diagnostics.parameters import shown
@@ -44,11 +45,15 @@ def report(
         Path(path).write_text(compose(result), encoding="utf-8")
     bias = result.attribute("approximation")
     lines = [headline(result), *([f"Approximate: {bias}."] if bias else [])]
+    lines += approximation.lines(tree)
     lines += ["", _verdict(result.found)]
     lines += [
         f"  {finding.severity}: {finding.message}\n    {finding.remedy}" for finding in result.found
     ]
-    lines += ["", _rounded(result.table.head(_MOST_ROWS)).to_string()]
+    table = result.table.head(_MOST_ROWS)
+    if result.approximate:
+        table = table.drop(columns=["ess_bulk", "ess_tail"])
+    lines += ["", _rounded(table).to_string()]
     if len(result.table) > _MOST_ROWS:
         lines.append(f"... and {len(result.table) - _MOST_ROWS} more rows: ppl.summary(result)")
     return "\n".join(lines)

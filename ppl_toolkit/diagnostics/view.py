@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ppl_toolkit.diagnostics.approximation import GROUP
 from ppl_toolkit.diagnostics.findings import ESS_PER_CHAIN, R_HAT, Finding, findings
 from ppl_toolkit.results import posterior_group, scalar_labels, stats_group, summary
 
@@ -70,6 +71,11 @@ class View:
         return self.tree[name].dataset if name in self.tree.children else None
 
     @property
+    def approximate(self) -> bool:
+        """Whether the draws are independent ones of an approximation."""
+        return GROUP in self.tree.children
+
+    @property
     def least_ess(self) -> int:
         """The effective sample size below which estimates count as noisy."""
         return ESS_PER_CHAIN * self.chains
@@ -77,7 +83,7 @@ class View:
     @property
     def enough_for_ess(self) -> bool:
         """Whether there are draws enough to expect that effective sample size."""
-        return self.count * self.chains >= 2 * self.least_ess
+        return not self.approximate and self.count * self.chains >= 2 * self.least_ess
 
     def attribute(self, name: str) -> Any:
         """An attribute of the run, or None."""

@@ -26,6 +26,9 @@ _HOME = {
     "ScoreAscent": "score",
     "SVTP": "sparse_variational",
     "MAP": "maximum",
+    "Laplace": "laplace",
+    "Pathfinder": "pathfinder",
+    "SVI": "variational",
     "Type2ML": "maximum",
     "Slice": "slice",
     "EllipticalSlice": "elliptical_slice",
@@ -68,7 +71,7 @@ _PIECES = {
     "Auxiliary": "proposals",
     "Bootstrap": "proposals",
     "Guided": "proposals",
-    "Laplace": "proposals",
+    "LaplaceProposal": "proposals",
     "Cyclical": "step_sizes",
     "PolynomialDecay": "step_sizes",
     "Moves": "moves",
@@ -87,6 +90,7 @@ __all__ = [
     "SGNHT",
     "SMC",
     "SMC2",
+    "SVI",
     "SVTP",
     "Adam",
     "Adapted",
@@ -103,6 +107,7 @@ __all__ = [
     "GibbsWithGradients",
     "Guided",
     "Laplace",
+    "LaplaceProposal",
     "LocallyBalanced",
     "MetropolisedGibbs",
     "Moves",
@@ -112,6 +117,7 @@ __all__ = [
     "ParticleFilter",
     "ParticleGibbs",
     "ParticleMarginal",
+    "Pathfinder",
     "PolynomialDecay",
     "Prior",
     "PseudoMarginal",
@@ -163,6 +169,7 @@ if TYPE_CHECKING:
         metropolis_hastings,
     )
     from ppl_toolkit.inference.kernel import block, cycle, mixture, repeat, tempered
+    from ppl_toolkit.inference.laplace import Laplace
     from ppl_toolkit.inference.lifted import lift
     from ppl_toolkit.inference.maximum import MAP, Type2ML
     from ppl_toolkit.inference.mcmc import MCMC
@@ -172,9 +179,16 @@ if TYPE_CHECKING:
     from ppl_toolkit.inference.parallel_tempering import ParallelTempering
     from ppl_toolkit.inference.particle_kernel import PPG, ConditionalSMC, ParticleGibbs
     from ppl_toolkit.inference.particle_marginal import PMMH, ParticleMarginal
+    from ppl_toolkit.inference.pathfinder import Pathfinder
     from ppl_toolkit.inference.plates import case, masked_plate
     from ppl_toolkit.inference.prior import Prior
-    from ppl_toolkit.inference.proposals import Adapted, Auxiliary, Bootstrap, Guided, Laplace
+    from ppl_toolkit.inference.proposals import (
+        Adapted,
+        Auxiliary,
+        Bootstrap,
+        Guided,
+        LaplaceProposal,
+    )
     from ppl_toolkit.inference.pseudo_marginal import PseudoMarginal
     from ppl_toolkit.inference.random_walk import RandomWalk
     from ppl_toolkit.inference.reversible_jump import BirthDeath, Switch
@@ -187,6 +201,7 @@ if TYPE_CHECKING:
     from ppl_toolkit.inference.split_merge import SplitMerge, StepSplit, moment_split
     from ppl_toolkit.inference.step_sizes import Cyclical, PolynomialDecay
     from ppl_toolkit.inference.stochastic_gradient import SGHMC, SGLD, SGNHT
+    from ppl_toolkit.inference.variational import SVI
 
 
 def __getattr__(name: str) -> Any:

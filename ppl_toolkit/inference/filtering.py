@@ -258,7 +258,8 @@ class ParticleFilter:
     Args:
         particles: N.
         given: values of the static sites, by name; see `state_space`.
-        proposal: how particles are moved: `Bootstrap()`, `Guided(...)`, `Laplace()`, `Adapted()`.
+        proposal: how particles are moved: `Bootstrap()`, `Guided(...)`, `LaplaceProposal()`,
+            `Adapted()`.
         resampling: "systematic", "multinomial", "stratified", "residual", "ssp" or "killing".
         ess: particles are resampled where the effective sample size falls to this share of N.
         moves: steps of a Metropolis-Hastings chain for every ancestor of a path or of sums; 0:

@@ -1,8 +1,8 @@
 """The mode of the posterior density, and type-II maximum likelihood.
 
-Both are the end of BFGS on the unconstrained space, from several starting points, inside the
-compiled program. Densities are those of the parameters on their own spaces: without the Jacobian of
-the unconstrained coordinates, so that the mode does not depend on these.
+Both are the end of L-BFGS on the unconstrained space, from several starting points, inside the
+compiled program (`climbing`). Densities are those of the parameters on their own spaces: without
+the Jacobian of the unconstrained coordinates, so that the mode does not depend on these.
 """
 
 from __future__ import annotations
@@ -14,17 +14,16 @@ from typing import Any, ClassVar, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import lax, random
-from jax.scipy.optimize import minimize
 
 from ppl_toolkit.errors import MethodError, OptionError
+from ppl_toolkit.inference.climbing import highest
 from ppl_toolkit.inference.step_sizes import require_count
 from ppl_toolkit.program import Program
 from ppl_toolkit.replay import at_unconstrained, log_det_name
 
 __all__ = ["MAP", "Type2ML"]
 
-_FLAT = 1e-4  # of a gradient, relative to the number of terms' typical size 1 + |value|
+_FLAT = 1e-4  # of a relative gradient
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,6 +58,17 @@ class Best(NamedTuple):
     given: tuple[Any, Any]
 
 
+def _steep(xp: Any, best: Best) -> Any:
+    """Whether the function still rises: by its relative gradient |g| (1 + |x|) / (1 + |value|).
+
+    Args:
+        xp: numpy or jax.numpy.
+        best: of one chain, or of several.
+    """
+    size = 1.0 + xp.linalg.norm(best.position, axis=-1)
+    return best.gradient_norm * size >= _FLAT * (1.0 + xp.abs(best.value))
+
+
 class Settings(NamedTuple):
     """Arguments of the compiled program."""
 
@@ -69,19 +79,20 @@ class Settings(NamedTuple):
 class _Maximum:
     """What `MAP` and `Type2ML` share.
 
-    A chain is a search of its own: BFGS from ``starts`` points, uniform in (-radius, radius) on the
-    unconstrained space (the first is the given one, if there is one). Its draw, the only one, in
-    the group ``maximum``, is the best point it ended at. Chains that differ tell of local maxima.
+    A chain is a search of its own: L-BFGS from ``starts`` points, uniform in (-radius, radius) on
+    the unconstrained space (the first is the given one, if there is one). Its draw, the only one,
+    in the group ``maximum``, is the best point it ended at. Chains that differ tell of local
+    maxima.
 
     Args:
         starts: of every chain.
-        steps: of BFGS from every start, at most.
+        steps: of L-BFGS from every start, at most.
         init_radius: of the starting points.
 
     Raises:
         OptionError: an option is not a positive number.
 
-    Cost: some 20 to 100 gradients for every start of a few parameters; D^2 numbers.
+    Cost: some 20 to 100 gradients for every start of a few parameters; O(D) numbers.
     Statistics: ``objective``, ``gradient_norm``, ``converged``.
     """
 
@@ -132,36 +143,16 @@ class _Maximum:
     def step(
         self, key: Any, index: Any, state: Best, target: Any, settings: Settings
     ) -> tuple[Best, Any, dict[str, Any]]:
-        objective = target.functions[_Objective(self.prior)]
-
-        def loss(x: Any) -> Any:
-            value = -objective(x)
-            return jnp.where(jnp.isnan(value), jnp.inf, value)
-
-        def search(turn: Any, found: tuple[Any, Best]) -> tuple[Any, Best]:
-            """Every second search begins where the last one ended.
-
-            The line search stops before the gradient is zero to rounding.
-            """
-            last, best = found
-            number = turn // 2
-            uniform = random.uniform(
-                random.fold_in(key, number), best.position.shape, best.position.dtype, -1.0, 1.0
-            )
-            position, given = state.given
-            begin = jnp.where(given & (number == 0), position, settings.radius * uniform)
-            begin = jnp.where(turn % 2 == 1, last, begin)
-            end = minimize(loss, begin, method="BFGS", options={"maxiter": self.steps}).x
-            value, gradient = jax.value_and_grad(loss)(end)
-            better = jnp.isfinite(value) & jnp.all(jnp.isfinite(gradient)) & (-value > best.value)
-            new = Best(end, -value, jnp.linalg.norm(gradient), best.given)
-            return end, jax.tree.map(lambda a, b: jnp.where(better, a, b), new, best)
-
-        _, best = lax.fori_loop(0, 2 * self.starts, search, (state.position, state))
+        top = highest(
+            target.functions[_Objective(self.prior)], key, self.starts, state.given,
+            settings.radius, self.steps,
+        )  # fmt: skip
+        new = Best(top.position, top.value, jnp.linalg.norm(top.gradient), state.given)
+        best = jax.tree.map(lambda a, b: jnp.where(top.value > state.value, a, b), new, state)
         info = {
             "objective": best.value,
             "gradient_norm": best.gradient_norm,
-            "converged": best.gradient_norm < _FLAT * (1.0 + jnp.abs(best.value)),
+            "converged": ~_steep(jnp, best),
         }
         return best, best.position, info
 
@@ -176,8 +167,7 @@ class _Maximum:
         value, norm = np.asarray(state.value), np.asarray(state.gradient_norm)
         if not np.all(np.isfinite(value)):
             return f"chains {np.flatnonzero(~np.isfinite(value)).tolist()}: {self.failure}"
-        steep = norm >= _FLAT * (1.0 + np.abs(value))
-        if np.all(steep):
+        if np.all(_steep(np, state)):
             return (
                 f"no search came to a maximum in {self.steps} steps: the smallest gradient has "
                 f"norm {norm.min():.2g}. Take more steps, or look for a direction along which the "

@@ -108,7 +108,8 @@ class ConditionalSMC(Spec):
 
     Args:
         particles: N; T / 2, but at least 16 and at most 256, if None.
-        proposal: how particles are moved: `Bootstrap()`, `Guided(...)`, `Laplace()`, `Adapted()`.
+        proposal: how particles are moved: `Bootstrap()`, `Guided(...)`, `LaplaceProposal()`,
+            `Adapted()`.
         functional: see `PPG`; None: no sums are carried along.
         ancestors: drawn for the sums per particle and step; None: the sum over all particles.
         ancestor_moves: steps of a Metropolis-Hastings chain for every ancestor of the sums; 0:

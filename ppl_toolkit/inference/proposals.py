@@ -1,9 +1,9 @@
 """How particles are moved, and what they look ahead to.
 
 `Bootstrap` draws from the model; `Auxiliary` does, too, but looks ahead. `Guided` takes a program
-of the user's, `Laplace` a Gaussian found from two derivatives of log m_t + log g_t, and `Adapted`
-all values of finite latents: then the proposal is p(x_t | c_{t-1}, y_t) and the look-ahead
-p(y_t | c_{t-1}), exactly.
+of the user's, `LaplaceProposal` a Gaussian found from two derivatives of log m_t + log g_t, and
+`Adapted` all values of finite latents: then the proposal is p(x_t | c_{t-1}, y_t) and the
+look-ahead p(y_t | c_{t-1}), exactly.
 
 Sources: Doucet, Godsill and Andrieu (2000), Statistics and Computing 10; Pitt and Shephard (1999),
 JASA 94.
@@ -30,7 +30,15 @@ from ppl_toolkit.positions import start_position
 from ppl_toolkit.program import Program
 from ppl_toolkit.tracing import key_shape, user_line
 
-__all__ = ["Adapted", "Auxiliary", "Bootstrap", "Guided", "Laplace", "Proposal", "require_proposal"]
+__all__ = [
+    "Adapted",
+    "Auxiliary",
+    "Bootstrap",
+    "Guided",
+    "LaplaceProposal",
+    "Proposal",
+    "require_proposal",
+]
 
 
 def require_proposal(proposal: Any) -> None:
@@ -41,8 +49,8 @@ def require_proposal(proposal: Any) -> None:
     """
     if not isinstance(proposal, Proposal):
         raise OptionError(
-            "proposal must be Bootstrap(), Auxiliary(), Guided(...), Laplace() or Adapted(); got "
-            f"{proposal!r:.60}."
+            "proposal must be Bootstrap(), Auxiliary(), Guided(...), LaplaceProposal() or "
+            f"Adapted(); got {proposal!r:.60}."
         )
 
 
@@ -95,8 +103,8 @@ class Auxiliary(Bootstrap):
 
     Ancestors are drawn with probabilities ~ W eta, where eta is g_t at the mean of m_t. Where the
     observations of a step depend on nothing but the carry before it, this looks ahead perfectly.
-    Helps where the observation is more informative than the step is noisy; `Laplace` looks ahead
-    better, at a higher price.
+    Helps where the observation is more informative than the step is noisy; `LaplaceProposal` looks
+    ahead better, at a higher price.
 
     Args:
         power: eta is raised to it; below one, weights are bounded more easily.
@@ -198,7 +206,7 @@ class Adapted(Proposal):
         if rest := [s.name for s in own if not s.cardinality or len(s.shape) > 1]:
             raise MethodError(
                 f"Adapted looks at all values of a step's latents, but {rest} are no numbers with "
-                "finitely many values. Use Laplace() or Bootstrap()."
+                "finitely many values. Use LaplaceProposal() or Bootstrap()."
             )
 
     def _each(self, series: Series, carry: Any, t: Any) -> tuple[Any, Any]:
@@ -225,7 +233,7 @@ class Adapted(Proposal):
 
 
 @dataclasses.dataclass(frozen=True)
-class Laplace(Proposal):
+class LaplaceProposal(Proposal):
     """A Gaussian at the mode of log m_t + log g_t, by Newton steps on the real space.
 
     Exact for linear-Gaussian steps (with ``wider=1`` and ``from_model=0``). Where the curvature is
@@ -249,8 +257,8 @@ class Laplace(Proposal):
     def check(self, space: StateSpace, program: Program) -> None:
         if rest := [n for n in space.latents if program.sites[n].discrete]:
             raise MethodError(
-                f"Laplace needs derivatives, but the latents {rest} are discrete. Use Adapted() "
-                "for finite ones, or Bootstrap()."
+                f"LaplaceProposal needs derivatives, but the latents {rest} are discrete. Use "
+                "Adapted() for finite ones, or Bootstrap()."
             )
 
     def _gaussian(self, series: Series, carry: Any, t: Any) -> _Gaussian:
@@ -292,7 +300,7 @@ class Laplace(Proposal):
         return step._replace(correction=step.log_transition - log_q)
 
     def draw(self, key: Any, series: Series, carry: Any, t: Any) -> Step:
-        continuous("a Laplace proposal")
+        continuous("LaplaceProposal")
         key_model, key_which, key_normal = random.split(key, 3)
         gaussian = self._gaussian(series, carry, t)
         own, _ = ravel_pytree(series.real(carry, t, series.step(key_model, carry, t).latents))

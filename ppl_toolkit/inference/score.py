@@ -365,7 +365,8 @@ class ScoreAscent:
         paths: M, drawn from the particles of every sweep or filter.
         sweeps, dropped: "ppg": k, of which the first k_0 do not count.
         moves: "ffbs": steps of a Metropolis-Hastings chain for every ancestor; 0: exact draws.
-        proposal: how particles are moved: `Bootstrap()`, `Guided(...)`, `Laplace()`, `Adapted()`.
+        proposal: how particles are moved: `Bootstrap()`, `Guided(...)`, `LaplaceProposal()`,
+            `Adapted()`.
         optimizer: `Adam(step_size)`, or one of optax's (made once and passed again, since they
             cannot be compared: a new one compiles anew).
         errors: whether standard errors are estimated, from the observed information (Louis'

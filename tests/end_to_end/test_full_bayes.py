@@ -128,9 +128,9 @@ def test_ancestors_sampled_by_replaying_have_the_posterior_of_nuts():
 @pytest.mark.parametrize("proposal", ["bootstrap", "laplace"])
 def test_particle_gibbs_is_calibrated(proposal):
     """200 data sets of 12 steps; refused at family level 1e-3."""
-    from ppl_toolkit.inference import Laplace
+    from ppl_toolkit.inference import LaplaceProposal
 
-    options = {} if proposal == "bootstrap" else {"proposal": Laplace(newton=1)}
+    options = {} if proposal == "bootstrap" else {"proposal": LaplaceProposal(newton=1)}
     found = ppl.calibrate(
         linear, np.zeros(12), method=ParticleGibbs(particles=8, **options), replications=200,
         seed=11, progress=False,

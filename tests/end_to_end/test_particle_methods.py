@@ -13,7 +13,14 @@ from numpyro.contrib.control_flow import scan
 import ppl_toolkit as ppl
 from ppl_toolkit import convergence
 from ppl_toolkit.errors import MethodError, OptionError, SiteError
-from ppl_toolkit.inference import PMMH, Adapted, Bootstrap, Laplace, ParticleFilter, ParticleGibbs
+from ppl_toolkit.inference import (
+    PMMH,
+    Adapted,
+    Bootstrap,
+    LaplaceProposal,
+    ParticleFilter,
+    ParticleGibbs,
+)
 
 
 def gaussian(y, lags):
@@ -91,7 +98,10 @@ def test_particle_gibbs_agrees_with_nuts():
     y = simulated(40)
     nuts = quiet(model, y, method="nuts", seed=1)
     table = ppl.summary(nuts, ["phi", "q"])
-    for method in (ParticleGibbs(), ParticleGibbs(particles=16, proposal=Laplace(newton=1))):
+    for method in (
+        ParticleGibbs(),
+        ParticleGibbs(particles=16, proposal=LaplaceProposal(newton=1)),
+    ):
         tree = quiet(model, y, method=method, draws=1000, warmup=500, seed=2)
         found = ppl.summary(tree, ["phi", "q"])
         assert (found["r_hat"] < 1.03).all()
@@ -150,8 +160,8 @@ def test_series_that_remember_two_steps_are_replayed():
     ("way", "proposal"),
     [
         ("mask", Bootstrap()),
-        pytest.param("obs_mask", Laplace(1), marks=pytest.mark.slow),
-        pytest.param("mask", Laplace(1), marks=pytest.mark.slow),
+        pytest.param("obs_mask", LaplaceProposal(1), marks=pytest.mark.slow),
+        pytest.param("mask", LaplaceProposal(1), marks=pytest.mark.slow),
         pytest.param("obs_mask", Bootstrap(), marks=pytest.mark.slow),
     ],
     ids=repr,
@@ -258,7 +268,7 @@ def test_what_a_filter_cannot_serve_is_said_before_anything_runs():
     with pytest.raises(MethodError, match="Adapted looks at all values"):
         ppl.infer(known, Y, method=ParticleFilter(proposal=Adapted()))
     with pytest.raises(MethodError, match=r"latents \['z'\] are discrete"):
-        ppl.infer(three_states, Y, method=ParticleGibbs(proposal=Laplace()))
+        ppl.infer(three_states, Y, method=ParticleGibbs(proposal=LaplaceProposal()))
     for wrong in ({"particles": 1}, {"ess": 0.0}, {"moves": -1}, {"proposal": 3}):
         with pytest.raises(OptionError):
             ParticleFilter(**wrong)

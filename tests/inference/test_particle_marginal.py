@@ -17,7 +17,7 @@ from scipy import stats
 
 import ppl_toolkit as ppl
 from ppl_toolkit.errors import MethodError, OptionError
-from ppl_toolkit.inference import PMMH, Laplace
+from ppl_toolkit.inference import PMMH, LaplaceProposal
 from ppl_toolkit.inference.correlated_filter import (
     CorrelatedEstimate,
     correlated,
@@ -246,7 +246,7 @@ def test_finite_latents_and_initial_sites():
     "options",
     [
         {"particles": 1}, {"particles": "many"}, {"correlation": 1.0}, {"correlation": -0.1},
-        {"correlation": True}, {"correlation": 0.9, "proposal": Laplace()},
+        {"correlation": True}, {"correlation": 0.9, "proposal": LaplaceProposal()},
         {"correlation": 0.9, "resampling": "killing"},
         {"correlation": 0.9, "particles": "tuned"},
     ],

@@ -16,7 +16,7 @@ from ppl_toolkit.diagnostics.transitions import enumerated
 from ppl_toolkit.inference.paris import paris
 from ppl_toolkit.inference.particle_filter import Filter, follow
 from ppl_toolkit.inference.particle_gibbs import Path, sweep
-from ppl_toolkit.inference.proposals import Adapted, Auxiliary, Bootstrap, Guided, Laplace
+from ppl_toolkit.inference.proposals import Adapted, Auxiliary, Bootstrap, Guided, LaplaceProposal
 from ppl_toolkit.inference.state_space import state_space
 from ppl_toolkit.program import Program
 
@@ -249,7 +249,7 @@ FILTERS = {
     "guided": Filter(32, Guided(guide)),
     "look-ahead": Filter(32, Guided(guide, ahead)),
     "look-ahead, model": Filter(32, Guided(move, ahead), ess=1.0),
-    "laplace": Filter(32, Laplace()),
+    "laplace": Filter(32, LaplaceProposal()),
     "auxiliary": Filter(32, Auxiliary(), ess=1.0),
     "auxiliary, in part": Filter(32, Auxiliary(0.5)),
 }  # fmt: skip
@@ -269,7 +269,7 @@ def test_evidence_is_unbiased(gaussian, name):
     "proposal",
     [
         pytest.param(Guided(guide, ahead), id="own", marks=pytest.mark.slow),
-        pytest.param(Laplace(1, 1.0, 0.0), id="laplace"),
+        pytest.param(LaplaceProposal(1, 1.0, 0.0), id="laplace"),
     ],
 )
 def test_fully_adapted_filters_have_equal_weights(gaussian, proposal):
@@ -359,7 +359,7 @@ def test_smoothed_sums_agree_with_the_gaussian_smoother(gaussian, draws, moves):
         pytest.param(2, Bootstrap(), marks=pytest.mark.slow, id="2"),
         pytest.param(8, Bootstrap(), marks=pytest.mark.slow, id="8"),
         pytest.param(4, Guided(guide, ahead), id="guided"),
-        pytest.param(2, Laplace(), marks=pytest.mark.slow, id="laplace"),
+        pytest.param(2, LaplaceProposal(), marks=pytest.mark.slow, id="laplace"),
     ],
 )
 def test_conditional_sweeps_are_stationary(gaussian, particles, proposal):

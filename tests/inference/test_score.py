@@ -29,7 +29,7 @@ from ppl_toolkit.inference import (
     Adam,
     Bootstrap,
     Guided,
-    Laplace,
+    LaplaceProposal,
     ParticleFilter,
     ScoreAscent,
     learn_proposal,
@@ -678,7 +678,7 @@ def test_what_cannot_be_served_is_said_before_anything_is_compiled():
         (discrete_parameter, ScoreAscent(), r"parameters \['k'\] are discrete"),
         (no_scan, ScoreAscent(), "needs for its time axis|scan"),
         (two_lags, ScoreAscent(smoother="ffbs"), r"ScoreAscent\(smoother='ffbs'\) joins paths"),
-        (chain, ScoreAscent(proposal=Laplace()), r"latents \['z'\] are discrete"),
+        (chain, ScoreAscent(proposal=LaplaceProposal()), r"latents \['z'\] are discrete"),
     ):
         with pytest.raises(MethodError, match=message):
             ppl.infer(model, SHORT, method=method)
@@ -805,7 +805,7 @@ def test_other_proposals_and_optimisers_find_the_same():
     optax = pytest.importorskip("optax")
     top = -best(LONG).fun
     for method in (
-        ScoreAscent(particles=16, proposal=Laplace(newton=1)),
+        ScoreAscent(particles=16, proposal=LaplaceProposal(newton=1)),
         ScoreAscent(particles=16, optimizer=optax.adam(0.03)),
         ScoreAscent(particles=16, optimizer=Adam(0.05), sweeps=2, dropped=1),
     ):

@@ -19,7 +19,7 @@ from numpyro.contrib.control_flow import scan
 import ppl_toolkit as ppl
 from ppl_toolkit.diagnostics.transitions import enumerated
 from ppl_toolkit.errors import InferenceWarning, MethodError, OptionError, SamplingError
-from ppl_toolkit.inference import SMC2, Laplace, smc_squared
+from ppl_toolkit.inference import SMC2, LaplaceProposal, smc_squared
 from ppl_toolkit.inference.inner_filter import InnerFilter
 from ppl_toolkit.inference.particle_filter import Filter
 from ppl_toolkit.inference.state_space import state_space
@@ -252,7 +252,7 @@ def test_moves_at_few_particles_and_initial_sites():
 
         scan(step, x_0, y)
 
-    method = SMC2(256, 8, 0, proposal=Laplace(), resampling="multinomial", moves=5)
+    method = SMC2(256, 8, 0, proposal=LaplaceProposal(), resampling="multinomial", moves=5)
     log_z, wanted = exact(Y, y_0=0.8)
     tree = quiet(model, 0.8, Y, method=method, chains=24, draws=256, seed=4)
     assert unbiased(tree, log_z, 0.08)

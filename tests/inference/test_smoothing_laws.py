@@ -220,9 +220,9 @@ def test_independent_copies_multiply_the_evidence():
         scan(step, jnp.zeros(2), y)
 
     y = simulated(8)
-    from ppl_toolkit.inference import Laplace
+    from ppl_toolkit.inference import LaplaceProposal
 
-    exact = {"proposal": Laplace(newton=1, wider=1.0, from_model=0.0)}
+    exact = {"proposal": LaplaceProposal(newton=1, wider=1.0, from_model=0.0)}
     program, series = series_of(copies, np.stack([y, y], 1))
     with program.context():
         last, *_ = follow(random.key(0), series, Filter(5, **exact), lambda *_: None)
