@@ -49,6 +49,11 @@ def report(
         f"  {finding.severity}: {finding.message}\n    {finding.remedy}" for finding in result.found
     ]
     lines += ["", _rounded(result.table.head(_MOST_ROWS)).to_string()]
+    if result.superchains > 1:
+        lines.append(
+            f"r_hat is nested: it compares {result.superchains} superchains, of "
+            f"{result.chains // result.superchains} chains that share their starts."
+        )
     if len(result.table) > _MOST_ROWS:
         lines.append(f"... and {len(result.table) - _MOST_ROWS} more rows: ppl.summary(result)")
     return "\n".join(lines)

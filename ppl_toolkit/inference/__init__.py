@@ -26,6 +26,8 @@ _HOME = {
     "ScoreAscent": "score",
     "SVTP": "sparse_variational",
     "MAP": "maximum",
+    "ChEES": "chees",
+    "MAMS": "mams",
     "Type2ML": "maximum",
 }
 # What methods are composed of.
@@ -74,6 +76,7 @@ _PIECES = {
 
 __all__ = [
     "HMC",
+    "MAMS",
     "MAP",
     "MCMC",
     "NUTS",
@@ -91,6 +94,7 @@ __all__ = [
     "Auxiliary",
     "BirthDeath",
     "Bootstrap",
+    "ChEES",
     "ConditionalSMC",
     "Cyclical",
     "DelayedRejection",
@@ -139,6 +143,7 @@ __all__ = [
 if TYPE_CHECKING:
     from ppl_toolkit.inference.additive import Additive
     from ppl_toolkit.inference.ascent import Adam
+    from ppl_toolkit.inference.chees import ChEES
     from ppl_toolkit.inference.delayed_rejection import DelayedRejection
     from ppl_toolkit.inference.discrete import (
         Gibbs,
@@ -157,6 +162,7 @@ if TYPE_CHECKING:
     )
     from ppl_toolkit.inference.kernel import block, cycle, mixture, repeat, tempered
     from ppl_toolkit.inference.lifted import lift
+    from ppl_toolkit.inference.mams import MAMS
     from ppl_toolkit.inference.maximum import MAP, Type2ML
     from ppl_toolkit.inference.mcmc import MCMC
     from ppl_toolkit.inference.moves import Moves, Walk
