@@ -293,6 +293,7 @@ def _run(
     runs = each_data_set(
         engine, data_sets, call.chains, call.warmup, call.draws, threads,
         lambda number, state: require_started(calls[number], state, origins, given),
+        call.superchains,
     )  # fmt: skip
     try:
         for done, (number, outcome) in enumerate(runs, start=1):

@@ -148,6 +148,10 @@ def carry_out(call: Call, begin: Begin) -> xarray.DataTree:
             run.start(begin.positions, begin.given, numbers)
         else:
             old = results.read_state(begin.state, engine.structure.state)
+            if begin.renew and call.superchains:  # which begin where one of their chains ended
+                leaders = start_numbers(call.chains, call.superchains)
+                leaders *= call.chains // call.superchains
+                old = jax.tree.map(lambda leaf: leaf[leaders], old)
             run.restore(old, fresh_data=begin.renew)
         require_started(call, run.state(), begin.positions, begin.given)
         sink: MemorySink | ZarrSink = MemorySink()

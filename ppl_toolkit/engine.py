@@ -18,6 +18,7 @@ import numpy as np
 from jax import lax, random
 
 from ppl_toolkit import executables
+from ppl_toolkit.errors import MethodError
 from ppl_toolkit.packing import Packing
 from ppl_toolkit.program import Program
 from ppl_toolkit.sufficient import reduced
@@ -76,6 +77,12 @@ class Engine:
         if hasattr(method, "on"):  # its kernels may depend on what sites there are
             method = method.on(program)
         self.program, self.method, self.lanes = program, method, lanes
+        self.together = getattr(method, "together", False)
+        if self.together and lanes == 1:
+            raise MethodError(
+                f"{type(method).__name__} adapts its chains together, and cannot run one alone. "
+                "Let it have two or more by infer(..., chains=), or take NUTS()."
+            )
         self.devices = tuple(devices)
         self.traced = {name: program.traced(name) for name in method.needs}
         self.reduced = reduced(program) if "log_density" in method.needs else None
@@ -162,6 +169,19 @@ class Engine:
                 functions[name] = own
         return SimpleNamespace(**named, functions=functions)
 
+    def _keyed(self, function: Callable, seed: Any, numbers: Any, index: Any, *args: Any) -> Any:
+        """``function`` of the keys of all lanes at an iteration, and of what each of them has.
+
+        Of every lane on its own, unless the method takes them together.
+        """
+
+        def key(number: Any) -> Any:
+            return random.fold_in(_chain_key(seed, number), index)
+
+        if self.together:
+            return function(jax.vmap(key)(numbers), *args)
+        return self._over_lanes(lambda number, *own: function(key(number), *own), numbers, *args)
+
     def _over_lanes(self, function: Callable, *args: Any) -> Any:
         """``function`` on every lane; with one lane without any batching."""
         if self.lanes == 1:
@@ -175,14 +195,15 @@ class Engine:
     ) -> Any:  # fmt: skip
         target = self._target(consts, data)
 
-        def one(start: Any, position: Any, is_given: Any) -> Any:
-            key = random.fold_in(_chain_key(seed, start), np.uint32(_INIT_INDEX))
-            return self.method.init(key, (position, is_given), target, settings)
+        def init(key: Any, *start: Any) -> Any:
+            return self.method.init(key, start, target, settings)
 
-        return self._over_lanes(one, starts, positions, given)
+        return self._keyed(init, seed, starts, np.uint32(_INIT_INDEX), positions, given)
 
     def _refresh(self, consts: Any, data: Any, settings: Any, states: Any) -> Any:
         target = self._target(consts, data)
+        if self.together:
+            return self.method.refresh(states, target, settings)
         return self._over_lanes(lambda s: self.method.refresh(s, target, settings), states)
 
     def _step(
@@ -191,11 +212,10 @@ class Engine:
     ) -> tuple[Any, Any, Any]:  # fmt: skip
         target = self._target(consts, data)
 
-        def one(chain: Any, state: Any) -> Any:
-            key = random.fold_in(_chain_key(seed, chain), index)
+        def step(key: Any, state: Any) -> Any:
             return self.method.step(key, index, state, target, settings)
 
-        return self._over_lanes(one, chains, states)
+        return self._keyed(step, seed, chains, index, states)
 
     def _values(self, consts: Any, data: Any, draws: Any) -> dict[str, Any]:
         target = self._target(consts, data)

@@ -24,7 +24,7 @@ from ppl_toolkit.inference import as_method, method_named
 from ppl_toolkit.inference.method import Method
 from ppl_toolkit.labels import check_coords, coords_of
 from ppl_toolkit.program import Program
-from ppl_toolkit.starts import drawn_starts, is_tree, start_positions
+from ppl_toolkit.starts import drawn_starts, is_tree, one_per_chain, start_positions
 from ppl_toolkit.store import Checkpoint, read_checkpoint
 
 if TYPE_CHECKING:
@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 __all__ = ["Options", "extend", "infer"]
 
 _DRAWS, _MOST_DRAWS, _CHAINS, _SEED = 1000, 10_000, 4, 0
+_FEWEST_SUPERCHAINS = 4  # by default: fewer tell little of how they differ
 _LEAST = {"draws": 1, "warmup": 0, "chains": 1, "chunk": 1, "threads": 1, "lanes": 1,
           "superchains": 2}  # fmt: skip
 
@@ -72,16 +73,18 @@ def infer(
         draws: draws per chain to keep; 1000, or what the method prefers, if None. With ``until``
             the most of them; 10,000 if None.
         warmup: warm-up iterations per chain; the method's default if None.
-        chains: independent runs; 4 if None.
+        chains: independent runs; 4, or what the method prefers, if None.
         superchains: so many groups of chains that start at the same point, for many short chains:
-            their convergence is judged by nested R-hat. None: every chain has its own start.
+            their convergence is judged by nested R-hat. None: every chain has its own start, unless
+            the method prefers groups.
         until: a `Goal`, such as ``ppl.Goal(ess=1000)``: the run ends when it is reached.
         seed: an integer, 0 if None. The same seed gives the same draws, however the run is cut into
             chunks, threads, stores and resumptions.
         init: where to start: None (random), "prior", a dictionary of site values (one for all
-            chains, or with a leading chain dimension), or an earlier result, whose step size and
-            metric are taken over and whose warm-up is short; of a result of another method, such as
-            `Pathfinder`, chains start at its draws. For a log density: a position.
+            chains, or with a leading dimension of chains, or of superchains), or an earlier result,
+            whose step size and metric are taken over and whose warm-up is short; of a result of
+            another method, such as `Pathfinder`, chains start at its draws. For a log density: a
+            position.
         coords: labels for dimensions, ``{"school": names}``.
         dims: names for event dimensions, ``{"beta": ["predictor"]}``.
         data: further arguments of the model by name, for names that infer itself uses.
@@ -94,7 +97,7 @@ def infer(
         precision: "float64" (default on CPU) or "float32" (default elsewhere).
         threads: chains run at a time on CPU; the number of cores if None.
         lanes: chains per compiled unit; 1 on CPU, all chains on accelerators if None. Draws are
-            the same only for the same lanes.
+            the same only for the same lanes. Of methods that advance their chains together: all.
         devices: JAX devices to spread the chains over; the default device if None.
 
     Returns:
@@ -181,7 +184,9 @@ class Options(NamedTuple):
     ) -> Call:
         """The call, with defaults in place of what was left out."""
         method.check(program)
-        chains, superchains = self.chains or _CHAINS, self.superchains or 0
+        chains: int = getattr(method, "chains", _CHAINS) if self.chains is None else self.chains
+        superchains = self.superchains or _default_superchains(method, chains)
+        lanes, devices = _placed(method, chains, self.lanes, self.devices)
         if superchains and (chains % superchains or chains == superchains):
             raise OptionError(
                 f"superchains={superchains} must part chains={chains} into equal groups of two or "
@@ -196,8 +201,7 @@ class Options(NamedTuple):
         return Call(
             program, method, reason, draws, warmup, chains,
             _SEED if self.seed is None else int(self.seed), labels, self.progress, self.chunk,
-            self.threads, self.lanes or _default_lanes(chains),
-            tuple(self.devices or jax.local_devices()[:1]), store, superchains, self.until,
+            self.threads, lanes, devices, store, superchains, self.until,
         )  # fmt: skip
 
 
@@ -222,6 +226,8 @@ def _started(
     call = options.new_call(program, store, earlier is not None)
     if init is not None and earlier is None and not getattr(call.method, "takes_start", True):
         raise OptionError(f"{call.name} does not start from a given position; leave init= out.")
+    if options.superchains is None and one_per_chain(program, init, call.chains):
+        call = call._replace(superchains=0)  # a default of the method
     begin = Begin(*start_positions(program, init, call.chains, call.seed, call.superchains))
     if earlier is not None:
         _require_same_sites(program, earlier)
@@ -435,7 +441,7 @@ def _check_goal(until: Any) -> None:
 
 
 def _check_serves(method: Any) -> None:
-    if hasattr(method, "draws"):
+    if not getattr(method, "one_law", True):
         raise OptionError(
             f"until= ends runs whose draws are of one law; {type(method).__name__} decides itself "
             "how far it goes. Leave until= out."
@@ -450,9 +456,38 @@ def _precision(precision: str | None) -> str:
     return precision
 
 
+def _placed(
+    method: Any, chains: int, lanes: int | None, devices: Sequence[Any] | None
+) -> tuple[int, tuple[Any, ...]]:
+    """Lanes and devices; of methods whose chains advance together all on one device."""
+    devices = tuple(devices or jax.local_devices()[:1])
+    if not getattr(method, "together", False):
+        return lanes or _default_lanes(chains), devices
+    name = type(method).__name__
+    if chains < 2:
+        raise OptionError(f"{name} adapts its chains together: it needs chains=2 or more.")
+    if lanes not in (None, chains):
+        raise OptionError(
+            f"the chains of {name} advance together, in as many lanes; got {lanes=} for "
+            f"{chains=}. Leave lanes= out."
+        )
+    if len(devices) > 1:
+        raise OptionError(
+            f"the chains of {name} advance together, on one device; got {len(devices)}. Leave "
+            "devices= out."
+        )
+    return chains, devices
+
+
 def _default_lanes(chains: int) -> int:
     """One lane on CPU (lock step costs NUTS 2-5 times there); all chains on accelerators."""
     return 1 if jax.default_backend() == "cpu" else chains
+
+
+def _default_superchains(method: Any, chains: int) -> int:
+    """As many groups of two chains or more as the method prefers, or fewer; 0 if none are equal."""
+    most = min(getattr(method, "superchains", 0), chains // 2)
+    return max((n for n in range(_FEWEST_SUPERCHAINS, most + 1) if chains % n == 0), default=0)
 
 
 def _choose(method: str | Method, program: Program) -> tuple[Any, str]:

@@ -13,6 +13,7 @@ import numpy as np
 
 from ppl_toolkit.engine import Block, Engine, joined
 from ppl_toolkit.runner import Timing
+from ppl_toolkit.starts import start_numbers
 from ppl_toolkit.threads import Interrupts, workers
 from ppl_toolkit.units import (
     GivenUpError,
@@ -67,6 +68,7 @@ def each_data_set(
     draws: int,
     threads: int | None = None,
     started: Callable[[int, Any], None] = lambda number, state: None,
+    superchains: int = 0,
 ) -> Iterator[tuple[int, Finished | Exception]]:
     """Chains on each of many data sets, by the engine's compiled programs.
 
@@ -80,6 +82,7 @@ def each_data_set(
         threads: data sets worked on at a time; the number of cores if None.
         started: told the number of a data set and the first states of its chains; what it raises
             is what came of this data set.
+        superchains: groups of chains that share their starts, 0 if none do.
 
     Yields:
         The number of a data set and what came of it, an exception if it failed, in the order in
@@ -91,6 +94,7 @@ def each_data_set(
     program, device = engine.program, engine.devices[0]
     groups = grouped(chains, engine.lanes)
     origins, given = np.zeros((chains, program.size), program.precision), np.zeros(chains, bool)
+    starts = start_numbers(chains, superchains)
     with program.context():
         consts = jax.device_put(engine.consts, device)
 
@@ -105,7 +109,7 @@ def each_data_set(
                 )
                 units = [Unit(engine, group, inputs, device, own.first) for group in groups]
                 for unit in units:
-                    unit.init(origins, given)
+                    unit.init(origins, given, starts + np.uint32(own.first))
                 started(number, state_of(units))
                 return _from_start_to_end(units, warmup, draws, lambda: stop.requested)
         except Exception as problem:

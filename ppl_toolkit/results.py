@@ -23,6 +23,7 @@ from ppl_toolkit.errors import (
 from ppl_toolkit.labels import label_dimensions
 from ppl_toolkit.program import Program
 from ppl_toolkit.sites import variable_name
+from ppl_toolkit.starts import start_numbers
 
 if TYPE_CHECKING:
     import pandas
@@ -45,6 +46,7 @@ __all__ = [
     "state_dataset",
     "stats_group",
     "summary",
+    "superchains_of",
     "with_groups",
 ]
 
@@ -318,7 +320,7 @@ def summary(
 
     Returns:
         Columns mean, sd, the interval, ess_bulk, ess_tail (5% and 95% quantiles, as in Stan),
-        r_hat, mcse_mean, mcse_sd.
+        r_hat (nested R-hat of chains that share their starts in superchains), mcse_mean, mcse_sd.
 
     Raises:
         SiteError: a site or group is not there.
@@ -337,6 +339,7 @@ def summary(
         raise SiteError(f"no sites {unknown} in this result; it has {list(draws.data_vars)}.")
     if not 0 < prob < 1:
         raise OptionError(f"prob must lie between 0 and 1; got {prob}.")
+    superchains = superchains_of(tree)
     tables = []
     for name in names:
         array = draws[name].transpose("chain", "draw", ...)
@@ -348,6 +351,9 @@ def summary(
                 "with ppl.extend(result, model, ...)."
             )
         numbers = convergence.convergence(flat, quantiles=[(1 - prob) / 2, (1 + prob) / 2])
+        if superchains > 1:
+            groups = start_numbers(len(flat), superchains)
+            numbers["r_hat"] = convergence.rhat_nested(flat, groups)
         percent = f"{100 * prob:g}"
         tables.append(
             pandas.DataFrame(
@@ -366,6 +372,13 @@ def summary(
             )
         )
     return pandas.concat(tables)
+
+
+def superchains_of(tree: xarray.DataTree) -> int:
+    """Groups of chains that share their starts; 0 if none do, or if chains were left out."""
+    there = [child.sizes["chain"] for child in tree.children.values() if "chain" in child.sizes]
+    whole = bool(there) and there[0] == tree.attrs.get("chains", there[0])
+    return int(tree.attrs.get("superchains", 0)) if whole else 0
 
 
 def scalar_labels(array: xarray.DataArray) -> list[str]:

@@ -174,7 +174,7 @@ class Run:
         is shown the draws, and ends the run when its goal is reached.
         """
         iteration, length = start, chunk or 16
-        most = max(1, _CHUNK_BYTES // (self.engine.row_bytes * self.chains))
+        most = max(1, _CHUNK_BYTES // (self.engine.row_bytes * len(self.units)))
         seconds = {"warmup": 0.0, "sampling": 0.0}
         steps, error = warmup_steps, None
         segment: list[Block] = []

@@ -13,7 +13,15 @@ from ppl_toolkit.errors import CheckpointError, DataError, OptionError, SiteErro
 from ppl_toolkit.executables import evaluate
 from ppl_toolkit.program import Program
 
-__all__ = ["drawn_starts", "held", "is_tree", "positions_of", "start_numbers", "start_positions"]
+__all__ = [
+    "drawn_starts",
+    "held",
+    "is_tree",
+    "one_per_chain",
+    "positions_of",
+    "start_numbers",
+    "start_positions",
+]
 
 _START_SALT = 0x5EED  # the keys of starting points differ from those of the chains
 
@@ -31,9 +39,10 @@ def start_numbers(chains: int, superchains: int) -> np.ndarray:
 def start_positions(
     program: Program, init: Any, chains: int, seed: int, superchains: int = 0
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Flat starting points (chain, D), and which of them are given."""
-    if superchains and not (init is None or isinstance(init, str)):
-        raise OptionError("superchains= share random starting points; leave init= out.")
+    """Flat starting points (chain, D), and which of them are given.
+
+    With superchains ``init`` has one value for every superchain, or one for all.
+    """
     positions = np.zeros((chains, program.size), program.precision)
     nothing = np.zeros(chains, bool)
     if init is None:
@@ -69,7 +78,19 @@ def start_positions(
             f"init must be None, 'prior', a dictionary of site values or a result; got "
             f"{type(init).__name__}."
         )
-    return positions_of(program, init, chains, seed), np.ones(chains, bool)
+    starts = start_numbers(chains, superchains)
+    what = "superchain" if superchains else "chain"
+    positions = positions_of(program, init, int(starts[-1]) + 1, seed, each=what)[starts]
+    return positions, np.ones(chains, bool)
+
+
+def one_per_chain(program: Program, init: Any, chains: int) -> bool:
+    """Whether ``init`` gives every chain a start of its own."""
+    if is_tree(init) or not isinstance(init, Mapping):
+        return False
+    shapes = {site.name: (chains, *site.shape) for site in program.continuous}
+    given = {name: np.asarray(value, object).shape for name, value in init.items()}
+    return any(shape == shapes.get(name) for name, shape in given.items())
 
 
 def drawn_starts(program: Program, tree: Any, chains: int) -> dict[str, np.ndarray]:
@@ -94,9 +115,21 @@ def drawn_starts(program: Program, tree: Any, chains: int) -> dict[str, np.ndarr
 
 
 def positions_of(
-    program: Program, init: Mapping[str, Any], chains: int, seed: int, what: str = "init"
+    program: Program,
+    init: Mapping[str, Any],
+    chains: int,
+    seed: int,
+    what: str = "init",
+    each: str = "chain",
 ) -> np.ndarray:
     """Flat positions of constrained site values; sites without one start at random.
+
+    Args:
+        program: whose sites they are.
+        init: values by site, one for all or with a leading dimension of ``chains``.
+        chains: how many positions.
+        seed: of random values.
+        what, each: what messages call ``init``, and that which starts at a position.
 
     Raises:
         DataError, SiteError: about ``what`` was given.
@@ -123,7 +156,7 @@ def positions_of(
         else:
             raise SiteError(
                 f"{what}[{name!r}] has shape {array.shape}; site {name!r} needs {shape}, or "
-                f"{(chains, *shape)} with one value per chain."
+                f"{(chains, *shape)} with one value per {each}."
             )
     rng = np.random.default_rng(seed)
     random_points = rng.uniform(-2, 2, (chains, program.size)).astype(program.precision)

@@ -161,8 +161,9 @@ CASES = {
     "superchains of one chain": (
         lambda: schools(chains=4, superchains=4), OptionError, "groups of two or more",
     ),
-    "superchains and init": (
-        lambda: schools(chains=4, superchains=2, init={"mu": 0.0}), OptionError, "leave init= out",
+    "superchains and init of another number": (
+        lambda: schools(chains=4, superchains=2, init={"mu": np.zeros(4)}), SiteError,
+        "one value per superchain",
     ),
     "warmup negative": (lambda: schools(warmup=-1), OptionError, "warmup"),
     "chunk 0": (lambda: schools(chunk=0), OptionError, "chunk"),

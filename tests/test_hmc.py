@@ -8,7 +8,8 @@ from scipy import stats
 
 from ppl_toolkit.inference import hmc
 from ppl_toolkit.inference.adaptation import Metric
-from ppl_toolkit.inference.hmc import Phase, Point, hmc_transition, leapfrog, nuts_transition
+from ppl_toolkit.inference.hmc import hmc_transition, nuts_transition
+from ppl_toolkit.inference.trajectory import Phase, Point, energy_of, leapfrog
 
 
 @pytest.fixture(autouse=True)
@@ -80,7 +81,7 @@ class TestLeapfrog:
             end = z
             for _ in range(steps):
                 end = leapfrog(gradient, metric, 1.0 / steps, end)
-            errors.append(abs(float(hmc._energy(end) - hmc._energy(z))))
+            errors.append(abs(float(energy_of(end) - energy_of(z))))
         assert 3.8 < errors[0] / errors[1] < 4.2
 
 
@@ -141,7 +142,7 @@ def test_the_iterative_tree_stops_where_the_recursive_definition_does(density, k
     gradient = jax.value_and_grad(density)
     grow = jax.jit(
         lambda key, z, step: hmc._subtree(
-            key, gradient, metric, step, z, hmc._energy(z), jnp.int32(2**depth), depth
+            key, gradient, metric, step, z, energy_of(z), jnp.int32(2**depth), depth
         )
     )
     rng = np.random.default_rng(5)
@@ -156,8 +157,8 @@ def test_the_iterative_tree_stops_where_the_recursive_definition_does(density, k
         count = 2**depth if stop is None else stop + 1
         assert int(leaves.size) == count
         assert bool(leaves.turning) == (stop is not None)
-        energies = np.array([float(hmc._energy(p)) for p in points[:count]])
-        errors = energies - float(hmc._energy(z))
+        energies = np.array([float(energy_of(p)) for p in points[:count]])
+        errors = energies - float(energy_of(z))
         np.testing.assert_allclose(leaves.log_weight, np.logaddexp.reduce(-errors), rtol=1e-9)
         np.testing.assert_allclose(
             leaves.momentum_sum, sum(np.asarray(p.momentum) for p in points[:count]), atol=1e-9
@@ -171,7 +172,7 @@ def test_the_point_of_a_subtree_is_chosen_with_probability_proportional_to_its_w
     metric = metric_of("diagonal")
     gradient = jax.value_and_grad(quartic)
     z = start_at(quartic, np.array([2.1, 2.1, 0.4]), np.array([0.4, -1.9, 0.3]))
-    step, energy = 0.24, hmc._energy(z)
+    step, energy = 0.24, energy_of(z)
     keys = jax.random.split(jax.random.key(0), 20_000)
     points = orbit(quartic, metric, step, z, 8)
     assert turns_by_definition(points, "diagonal") is None
@@ -180,12 +181,12 @@ def test_the_point_of_a_subtree_is_chosen_with_probability_proportional_to_its_w
     )(keys)
     positions = np.array([p.point.position for p in points])
     chosen = np.linalg.norm(leaves.chosen.position[:, None] - positions, axis=-1).argmin(axis=1)
-    weights = np.exp(-np.array([float(hmc._energy(p)) for p in points]))
+    weights = np.exp(-np.array([float(energy_of(p)) for p in points]))
     expected = weights / weights.sum()
     assert expected.max() / expected.min() > 1.5, "the weights must be unequal"
     counts = np.bincount(chosen, minlength=8)
     assert stats.chisquare(counts, expected * len(keys)).pvalue > 1e-4
-    energies = np.array([float(hmc._energy(p)) for p in points])
+    energies = np.array([float(energy_of(p)) for p in points])
     np.testing.assert_allclose(leaves.energy, energies[chosen], rtol=1e-12)
 
 

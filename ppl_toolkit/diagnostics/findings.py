@@ -1,9 +1,10 @@
 """What is wrong with a run, as data and as text, each finding with its remedy.
 
-Thresholds: R-hat 1.01 and 100 effective draws per chain (Vehtari et al. 2021), nested R-hat
-(Margossian et al. 2024), E-BFMI 0.3 (Betancourt 2016), any divergence after warm-up (Betancourt
-2017). Monte Carlo errors above a tenth of the standard deviation, and the lines between chains that
-have not mixed and chains that are stuck or in different modes, are conventions of this file.
+Thresholds: R-hat 1.01 and 100 effective draws per chain (Vehtari et al. 2021), or per superchain,
+with nested R-hat, where many short chains share starts (Margossian et al. 2024), E-BFMI 0.3
+(Betancourt 2016), any divergence after warm-up (Betancourt 2017). Monte Carlo errors above a tenth
+of the standard deviation, and the lines between chains that have not mixed and chains that are
+stuck or in different modes, are conventions of this file.
 """
 
 from __future__ import annotations
@@ -17,7 +18,8 @@ import numpy as np
 
 from ppl_toolkit import convergence
 from ppl_toolkit.diagnostics import approximation, measures
-from ppl_toolkit.results import scalar_labels
+from ppl_toolkit.results import scalar_labels, superchains_of
+from ppl_toolkit.starts import start_numbers
 
 if TYPE_CHECKING:
     import xarray
@@ -44,6 +46,8 @@ __all__ = [
     "findings",
     "findings_of_draws",
     "findings_of_setup",
+    "least_ess",
+    "r_hat_limit",
     "unjudged",
 ]
 
@@ -62,11 +66,12 @@ _HOPELESS_R_HAT = 1.5  # more draws would not mend it
 _APART = 3.0  # standard deviations within chains, between groups of chains in different modes
 _DRIFT = 0.5  # of them between the halves of a chain that is on its way, not in a mode
 _MOST_SITES = 5
+_MOST_CHAINS = 8  # that are listed one by one
 _BLOCK_BYTES = 4 * 2**20
 _LEAST_DIVERGING = 5  # draws, to say where they lie
 _SEPARATES = 0.2  # from one half: the chance that a diverging draw has the larger value
 
-_STEPS = "Take smaller steps: NUTS(target_acceptance=0.95). "
+_ADAPTIVE = ("NUTS", "HMC", "ChEES", "MAMS")
 _NON_CENTRE = (
     "Non-centre hierarchical sites: numpyro.infer.reparam.LocScaleReparam(0) for location and "
     "scale families. "
@@ -174,7 +179,13 @@ def _sampler_findings(tree: xarray.DataTree) -> list[Finding]:
     if "diverging" in stats and (count := int(stats["diverging"].sum())):
         total = stats["diverging"].size
         many = count > 0.01 * total
-        per_chain = np.asarray(stats["diverging"].sum("draw")).astype(int).tolist()
+        name = tree.attrs.get("method")
+        name = name if name in _ADAPTIVE else "NUTS"
+        steps = f"Take smaller steps: {name}(target_acceptance=0.95). "
+        per_chain = np.asarray(stats["diverging"].sum("draw")).astype(int)
+        told = f"by chain: {per_chain.tolist()}"
+        if per_chain.size > _MOST_CHAINS:
+            told = f"in {np.count_nonzero(per_chain)} of {per_chain.size} chains"
         where, sites = _where_diverging(tree)
         found.append(
             Finding(
@@ -182,11 +193,11 @@ def _sampler_findings(tree: xarray.DataTree) -> list[Finding]:
                 "error" if many else "warning",
                 sites,
                 count,
-                f"{count} of {total} draws diverged (by chain: {per_chain}){where}: the sampler "
+                f"{count} of {total} draws diverged ({told}){where}: the sampler "
                 "cannot follow the posterior's curvature there, and estimates may be biased.",
                 "Take smaller steps: a step_size of a tenth."
                 if "approximation" in tree.attrs
-                else (_NON_CENTRE + _STEPS if many else _STEPS + _NON_CENTRE).strip(),
+                else (_NON_CENTRE + steps if many else steps + _NON_CENTRE).strip(),
             )
         )
     if "reached_max_treedepth" in stats:
@@ -215,9 +226,9 @@ def _sampler_findings(tree: xarray.DataTree) -> list[Finding]:
                     "warning",
                     (),
                     float(np.min(bfmi)),
-                    f"E-BFMI is {np.min(bfmi):.2f} (below {BFMI}) in chains {low}: momentum "
-                    "resampling explores the energy slowly, often a sign of heavy tails or a "
-                    "funnel.",
+                    f"E-BFMI is {np.min(bfmi):.2f} (below {BFMI}) in chains {_numbers(low)}: "
+                    "momentum resampling explores the energy slowly, often a sign of heavy tails "
+                    "or a funnel.",
                     "Reparametrise, or give scale parameters lighter-tailed priors.",
                 )
             )
@@ -315,8 +326,7 @@ def convergence_of(values: np.ndarray, superchains: int = 0) -> dict[str, np.nda
         values = np.concatenate([values[:, :half], values[:, count - half :]])
     found = convergence.convergence(values)
     if superchains > 1:
-        groups = np.arange(chains) // (chains // superchains)
-        found["r_hat"] = convergence.rhat_nested(values, groups)
+        found["r_hat"] = convergence.rhat_nested(values, start_numbers(chains, superchains))
     with np.errstate(all="ignore"):
         error = np.maximum(found["mcse_mean"], found["mcse_sd"]) / found["sd"]
     ess = np.minimum(found["ess_bulk"], found["ess_tail"])
@@ -331,7 +341,7 @@ def _convergence_findings(tree: xarray.DataTree, judged: Judged | None = None) -
     if not any(variable.size for variable in draws.data_vars.values()):
         return []
     draws = always_there(draws, tree.attrs)
-    superchains = int(tree.attrs.get("superchains", 0))
+    superchains = superchains_of(tree)
     judged = judged or _judged(draws, superchains)
     if approximation.GROUP in tree.children:  # independent draws
         own = approximation.findings(tree, Finding)
@@ -342,7 +352,7 @@ def _convergence_findings(tree: xarray.DataTree, judged: Judged | None = None) -
     if "filtering" in tree.children:  # paths of one filter are independent draws, given it
         return [*_not_finite(judged.broken), *_of_filters(tree)]
     if "nested" in tree.children:  # independent draws, given their run
-        hang = [f for f in _noise(judged, chains, count) if f.kind == "mcse"]
+        hang = [f for f in _noise(judged, chains, count, 0) if f.kind == "mcse"]
         return [
             *_few_draws(chains, count),
             *_not_finite(judged.broken),
@@ -355,7 +365,7 @@ def _convergence_findings(tree: xarray.DataTree, judged: Judged | None = None) -
         *_few_draws(chains, count),
         *_not_finite(judged.broken),
         *_mixing(tree, draws, judged, superchains),
-        *_noise(judged, chains, count),
+        *_noise(judged, chains, count, superchains),
     ]
 
 
@@ -371,18 +381,18 @@ def _mixing(
     """Chains that stand still, sit in different modes, or have not mixed: the first that holds."""
     names, r_hat, chains = judged.names, judged.r_hat, draws.sizes["chain"]
     number = float(np.nanmax(r_hat, initial=1.0))
-    limit = _limit(superchains, chains, draws.sizes["draw"])
+    limit = r_hat_limit(superchains, chains, draws.sizes["draw"])
     stuck = np.flatnonzero(judged.moving < MOVING)
     hopeless = _worst(names, -r_hat, r_hat > _HOPELESS_R_HAT)
     if stuck.size:
-        shares = ", ".join(f"{judged.moving[c]:.1%}" for c in stuck)
+        shares = ", ".join(f"{judged.moving[c]:.1%}" for c in stuck[:_MOST_CHAINS])
         return [
             Finding(
                 "stuck",
                 "error",
                 hopeless,
                 float(judged.moving.min()),
-                f"chains {stuck.tolist()} stood still: {shares} of their draws moved.",
+                f"chains {_numbers(stuck)} stood still: {shares} of their draws moved.",
                 _funnel_first(tree) + "Start elsewhere (init='prior' or init={...}), warm up for "
                 "longer, or take smaller steps.",
             )
@@ -446,7 +456,20 @@ def _agreement(draws: xarray.Dataset, judged: Judged, limit: float) -> list[Find
     ]
 
 
-def _limit(superchains: int, chains: int, count: int) -> float:
+def _numbers(chains: Sequence[int] | np.ndarray) -> str:
+    """The numbers of chains, the first ones if there are many."""
+    if len(chains) <= _MOST_CHAINS:
+        return str(list(map(int, chains)))
+    first = ", ".join(str(int(c)) for c in chains[:_MOST_CHAINS])
+    return f"[{first}, ...] ({len(chains)} in all)"
+
+
+def least_ess(superchains: int, chains: int) -> int:
+    """The effective draws below which estimates count as noisy."""
+    return ESS_PER_CHAIN * (superchains if superchains > 1 else chains)
+
+
+def r_hat_limit(superchains: int, chains: int, count: int) -> float:
     """The largest R-hat of chains that may be used.
 
     Few draws per superchain differ by chance: nested R-hat of independent draws, M of them per
@@ -457,10 +480,10 @@ def _limit(superchains: int, chains: int, count: int) -> float:
     return float(np.sqrt(R_HAT**2 + superchains / (chains * count)))
 
 
-def _noise(judged: Judged, chains: int, count: int) -> list[Finding]:
+def _noise(judged: Judged, chains: int, count: int, superchains: int) -> list[Finding]:
     """Few effective draws; or enough of them, but tails that spoil mean and standard deviation."""
     names, effective, error = judged.names, judged.ess, judged.error
-    need = ESS_PER_CHAIN * chains
+    need = least_ess(superchains, chains)
     if count * chains < 2 * need:
         return []
     found = []
@@ -526,7 +549,7 @@ def _places(scalar: str, means: np.ndarray) -> str:
     order = np.argsort(means)
     cut = int(np.argmax(np.diff(means[order]))) + 1
     groups = [np.sort(part) for part in (order[:cut], order[cut:])]
-    places = [f"near {means[part].mean():.3g} in chains {part.tolist()}" for part in groups]
+    places = [f"near {means[part].mean():.3g} in chains {_numbers(part)}" for part in groups]
     return f"{scalar} is {places[0]}, {places[1]}"
 
 

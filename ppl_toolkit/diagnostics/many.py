@@ -18,21 +18,21 @@ from ppl_toolkit import convergence
 from ppl_toolkit.diagnostics.approximation import GROUP
 from ppl_toolkit.diagnostics.findings import (
     BFMI,
-    ESS_PER_CHAIN,
     FEW_DRAWS,
     HEAT,
     MONTE_CARLO_ERROR,
     MOVING,
-    R_HAT,
     TREE_DEPTH,
     Finding,
     Judged,
     always_there,
     convergence_of,
     findings_of_draws,
+    least_ess,
+    r_hat_limit,
 )
 from ppl_toolkit.diagnostics.pointwise import listed
-from ppl_toolkit.results import DATA_SET, scalar_labels
+from ppl_toolkit.results import DATA_SET, scalar_labels, superchains_of
 
 if TYPE_CHECKING:
     import xarray
@@ -48,10 +48,10 @@ class Verdicts(NamedTuple):
 
     Attributes:
         table: figures by data set, the worst of its scalars or chains each: ``ess`` (the smaller
-            one of bulk and tail), ``r_hat``, ``mcse`` (Monte Carlo error of mean or standard
-            deviation, in standard deviations); ``divergences``, ``acceptance``, ``tree_depth``
-            (share of trajectories that ended at the largest) and ``bfmi`` where the sampler tells;
-            ``findings``, the kinds of them, separated by commas.
+            one of bulk and tail), ``r_hat`` (nested where there are superchains), ``mcse`` (Monte
+            Carlo error of mean or standard deviation, in standard deviations); ``divergences``,
+            ``acceptance``, ``tree_depth`` (share of trajectories that ended at the largest) and
+            ``bfmi`` where the sampler tells; ``findings``, the kinds of them, separated by commas.
         found: the findings by label, of the data sets that have any.
     """
 
@@ -78,7 +78,8 @@ def judge(
     figures = _of_sampler(tree)
     judged: list[Judged] | None = None
     if "posterior" in tree.children:
-        judged = _judged(always_there(tree["posterior"].dataset, tree.attrs), threads)
+        draws = always_there(tree["posterior"].dataset, tree.attrs)
+        judged = _judged(draws, threads, superchains_of(tree))
         with np.errstate(all="ignore"):
             figures["ess"] = np.array([np.fmin.reduce(j.ess, initial=np.nan) for j in judged])
             figures["r_hat"] = np.array([np.fmax.reduce(j.r_hat, initial=np.nan) for j in judged])
@@ -130,8 +131,10 @@ def _suspicious(
         return np.zeros(sizes[DATA_SET], bool)
     if {"filtering", GROUP} & set(tree.children) or chains == 1 or chains * draws < FEW_DRAWS:
         return np.ones(sizes[DATA_SET], bool)
+    groups = superchains_of(tree)
     limits: dict[str, tuple[float, float]] = {  # what is outside is looked at
-        "ess": (ESS_PER_CHAIN * chains, np.inf), "r_hat": (-np.inf, R_HAT),
+        "ess": (least_ess(groups, chains), np.inf),
+        "r_hat": (-np.inf, r_hat_limit(groups, chains, draws)),
         "mcse": (-np.inf, MONTE_CARLO_ERROR), "divergences": (-np.inf, 0.0),
         "tree_depth": (-np.inf, TREE_DEPTH), "bfmi": (BFMI, np.inf), "heat": (-np.inf, HEAT),
     }  # fmt: skip
@@ -142,7 +145,7 @@ def _suspicious(
     return bad
 
 
-def _judged(draws: xarray.Dataset, threads: int) -> list[Judged]:
+def _judged(draws: xarray.Dataset, threads: int, superchains: int) -> list[Judged]:
     """What is known of the draws on every data set."""
     sites = list(draws.data_vars.values())
     names = [label for site in sites for label in scalar_labels(site[0])]
@@ -151,7 +154,7 @@ def _judged(draws: xarray.Dataset, threads: int) -> list[Judged]:
 
     def slab(first: int) -> list[Judged]:
         arrays = [site.values[first : first + width] for site in sites]
-        return _slab(names, arrays)
+        return _slab(names, arrays, superchains)
 
     pool = concurrent.futures.ThreadPoolExecutor(threads)
     try:
@@ -160,7 +163,7 @@ def _judged(draws: xarray.Dataset, threads: int) -> list[Judged]:
         pool.shutdown(cancel_futures=True)
 
 
-def _slab(names: list[str], arrays: Sequence[np.ndarray]) -> list[Judged]:
+def _slab(names: list[str], arrays: Sequence[np.ndarray], superchains: int) -> list[Judged]:
     """The same for some data sets; arrays (data set, chain, draw, ...) by site."""
     size, chains, count = arrays[0].shape[:3]
     numbers: dict[str, list[np.ndarray]] = {"r_hat": [], "ess": [], "error": []}
@@ -169,7 +172,7 @@ def _slab(names: list[str], arrays: Sequence[np.ndarray]) -> list[Judged]:
     for array in arrays:
         values = array.reshape(size, chains, count, math.prod(array.shape[3:]))
         together = np.moveaxis(values.astype(float, copy=False), 0, 2).reshape(chains, count, -1)
-        for key, found in convergence_of(together).items():
+        for key, found in convergence_of(together, superchains).items():
             numbers[key].append(found.reshape(size, -1))
         infinite.append(~np.isfinite(values).any(axis=(1, 2)))
         if array.dtype.kind == "f":

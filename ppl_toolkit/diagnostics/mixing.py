@@ -7,7 +7,6 @@ from numpy.typing import NDArray
 
 from ppl_toolkit.diagnostics import drawing as draw
 from ppl_toolkit.diagnostics import measures
-from ppl_toolkit.diagnostics.findings import R_HAT
 from ppl_toolkit.diagnostics.markup import (
     Section,
     chain_css,
@@ -74,7 +73,7 @@ def convergence(view: View) -> Section | None:
 def _numbers(view: View, row: int) -> str:
     values = view.table.iloc[row]
     return (
-        f"R-hat {values['r_hat']:.3f}, bulk ESS {values['ess_bulk']:.0f}, "
+        f"{view.r_hat_name} {values['r_hat']:.3f}, bulk ESS {values['ess_bulk']:.0f}, "
         f"tail ESS {values['ess_tail']:.0f}"
     )
 
@@ -92,20 +91,21 @@ def _r_hats(view: View) -> list[str]:
     values = measures.finite(view.table["r_hat"])
     if not values.size:
         return []
-    above = int((values > R_HAT).sum())
-    low, high = draw.limits(values, [0.9995, R_HAT * 1.002])
+    name, most = view.r_hat_name, view.r_hat_limit
+    above = int((values > most).sum())
+    low, high = draw.limits(values, [0.9995, most * 1.002])
     counts, edges = _histogram(values, low, high)
     where = draw.frame((low, high), (0.0, 1.08 * counts.max()), whole=True)
     marks = [
         draw.bars(where, edges, counts, "solid c0"),
-        draw.vline(where, R_HAT),
-        draw.note(where, R_HAT, 0.93 * where.y[1], f" {R_HAT}"),
+        draw.vline(where, most),
+        draw.note(where, most, 0.93 * where.y[1], f" {most:.3g}"),
     ]
-    text = f"{above} of {values.size:,} above {R_HAT}; largest {values.max():.3f}."
+    text = f"{above} of {values.size:,} above {most:.3g}; largest {values.max():.3f}."
     svg = draw.picture(
-        where, marks, f"Histogram of R-hat: {text}", x_label="R-hat", y_label="scalars"
+        where, marks, f"Histogram of {name}: {text}", x_label=name, y_label="scalars"
     )
-    return [figure(svg, "R-hat of all scalars", text, ident="r-hat")]
+    return [figure(svg, f"{name} of all scalars", text, ident="r-hat")]
 
 
 def _sizes(view: View) -> str:

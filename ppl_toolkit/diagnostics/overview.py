@@ -57,6 +57,8 @@ def headline(view: View) -> str:
         f"{view.attribute('method') or 'draws'}: {view.chains} chain"
         f"{'' if view.chains == 1 else 's'} of {view.count:,} draws"
     ]
+    if view.superchains > 1:
+        parts.append(f"{view.superchains} superchains")
     if goal := view.attribute("goal_text"):
         parts.append(f"until {goal}")
     if (warmup := view.attribute("warmup")) is not None:
@@ -284,8 +286,8 @@ def reproduction(view: View) -> Section:
         inside = ", ".join(f"{name}={value!r}" for name, value in options.items())
         settings.append(f"method={method}({inside})")
     settings += [f"chains={view.chains}", f"draws={view.count}"]
-    for name in ("warmup", "seed", "lanes"):
-        if attr(name) is not None:
+    for name in ("superchains", "warmup", "seed", "lanes"):
+        if attr(name) is not None and (name != "superchains" or attr(name)):
             settings.append(f"{name}={attr(name)}")
     if attr("precision"):
         settings.append(f"precision={attr('precision')!r}")

@@ -6,7 +6,6 @@ import math
 
 import numpy as np
 
-from ppl_toolkit.diagnostics.findings import R_HAT
 from ppl_toolkit.diagnostics.markup import Section, mark, paragraph, safe, scrolling
 from ppl_toolkit.diagnostics.view import View
 
@@ -67,7 +66,7 @@ def parameters(view: View) -> Section:
     columns = [
         ("mean", "mean"), ("sd", "sd"), (low, below), (high, above), ("", "interval"),
         ("mcse_mean", "MCSE mean"), ("mcse_sd", "MCSE sd"), ("ess_bulk", "bulk ESS"),
-        ("ess_tail", "tail ESS"), ("r_hat", "R-hat"),
+        ("ess_tail", "tail ESS"), ("r_hat", view.r_hat_name),
     ]  # fmt: skip
     if view.approximate:
         columns = [(key, text) for key, text in columns if not key.startswith("ess")]
@@ -103,7 +102,7 @@ def parameters(view: View) -> Section:
             )
         body.append(f'<tr id="p{i}">{"".join(cells)}</tr>')
     need = f"ESS below {view.least_ess}" if view.enough_for_ess else ""
-    limits = " or ".join(t for t in (f"R-hat above {R_HAT}", need) if t)
+    limits = " or ".join(t for t in (f"{view.r_hat_name} above {view.r_hat_limit:.3g}", need) if t)
     words = (
         f"Intervals hold {percent}% of the draws, with equal tails. The bars show the interval "
         "and the mean on one scale for each site"

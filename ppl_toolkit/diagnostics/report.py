@@ -54,6 +54,11 @@ def report(
     if result.approximate:
         table = table.drop(columns=["ess_bulk", "ess_tail"])
     lines += ["", _rounded(table).to_string()]
+    if result.superchains > 1:
+        lines.append(
+            f"r_hat is nested: it compares {result.superchains} superchains, of "
+            f"{result.chains // result.superchains} chains that share their starts."
+        )
     if len(result.table) > _MOST_ROWS:
         lines.append(f"... and {len(result.table) - _MOST_ROWS} more rows: ppl.summary(result)")
     return "\n".join(lines)

@@ -11,8 +11,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ppl_toolkit.diagnostics.approximation import GROUP
-from ppl_toolkit.diagnostics.findings import ESS_PER_CHAIN, R_HAT, Finding, findings
-from ppl_toolkit.results import posterior_group, scalar_labels, stats_group, summary
+from ppl_toolkit.diagnostics.findings import Finding, findings, least_ess, r_hat_limit
+from ppl_toolkit.results import (
+    posterior_group,
+    scalar_labels,
+    stats_group,
+    summary,
+    superchains_of,
+)
 
 if TYPE_CHECKING:
     import pandas
@@ -76,9 +82,24 @@ class View:
         return GROUP in self.tree.children
 
     @property
+    def superchains(self) -> int:
+        """Groups of chains that share their starts; 0 if none do."""
+        return superchains_of(self.tree)
+
+    @property
+    def r_hat_name(self) -> str:
+        """What the column r_hat of the table is."""
+        return "nested R-hat" if self.superchains > 1 else "R-hat"
+
+    @property
+    def r_hat_limit(self) -> float:
+        """The largest R-hat of chains that may be used."""
+        return r_hat_limit(self.superchains, self.chains, max(self.count, 1))
+
+    @property
     def least_ess(self) -> int:
         """The effective sample size below which estimates count as noisy."""
-        return ESS_PER_CHAIN * self.chains
+        return least_ess(self.superchains, self.chains)
 
     @property
     def enough_for_ess(self) -> bool:
@@ -137,7 +158,7 @@ class View:
         values = np.asarray(self.table[column], dtype=float)
         with np.errstate(invalid="ignore"):
             if column == "r_hat":
-                return values > R_HAT
+                return values > self.r_hat_limit
             if column in ("ess_bulk", "ess_tail") and self.enough_for_ess:
                 return values < self.least_ess
         return np.zeros(len(values), dtype=bool)
@@ -150,7 +171,8 @@ class View:
         r_hat = np.nan_to_num(np.asarray(self.table["r_hat"], dtype=float), nan=0.0)
         bulk = np.asarray(self.table["ess_bulk"], dtype=float)
         ess = np.fmin(bulk, np.asarray(self.table["ess_tail"], dtype=float))
-        order = np.lexsort((np.nan_to_num(ess, nan=np.inf), -np.maximum(r_hat - R_HAT, 0.0)))
+        above = np.maximum(r_hat - self.r_hat_limit, 0.0)
+        order = np.lexsort((np.nan_to_num(ess, nan=np.inf), -above))
         varying = np.asarray(self.table["sd"], dtype=float) > 0
         return [int(i) for i in order if varying[i]][:most]
 

@@ -29,6 +29,8 @@ _HOME = {
     "Laplace": "laplace",
     "Pathfinder": "pathfinder",
     "SVI": "variational",
+    "ChEES": "chees",
+    "MAMS": "mams",
     "Type2ML": "maximum",
     "Slice": "slice",
     "EllipticalSlice": "elliptical_slice",
@@ -80,6 +82,7 @@ _PIECES = {
 
 __all__ = [
     "HMC",
+    "MAMS",
     "MAP",
     "MCMC",
     "NUTS",
@@ -98,6 +101,7 @@ __all__ = [
     "Auxiliary",
     "BirthDeath",
     "Bootstrap",
+    "ChEES",
     "ConditionalSMC",
     "Cyclical",
     "DelayedRejection",
@@ -151,6 +155,7 @@ __all__ = [
 if TYPE_CHECKING:
     from ppl_toolkit.inference.additive import Additive
     from ppl_toolkit.inference.ascent import Adam
+    from ppl_toolkit.inference.chees import ChEES
     from ppl_toolkit.inference.delayed_rejection import DelayedRejection
     from ppl_toolkit.inference.discrete import (
         Gibbs,
@@ -171,6 +176,7 @@ if TYPE_CHECKING:
     from ppl_toolkit.inference.kernel import block, cycle, mixture, repeat, tempered
     from ppl_toolkit.inference.laplace import Laplace
     from ppl_toolkit.inference.lifted import lift
+    from ppl_toolkit.inference.mams import MAMS
     from ppl_toolkit.inference.maximum import MAP, Type2ML
     from ppl_toolkit.inference.mcmc import MCMC
     from ppl_toolkit.inference.moves import Moves, Walk

@@ -115,6 +115,12 @@ class Metric(NamedTuple):
         """The gradient with respect to z."""
         return self.factor * gradient if self.factor.ndim == 1 else gradient @ self.factor
 
+    def coordinates(self, x: Float[Array, "... D"]) -> Float[Array, "... D"]:
+        """The z of x = L z."""
+        if self.factor.ndim == 1:
+            return x / self.factor
+        return jnp.linalg.solve(self.factor, x[..., None])[..., 0]
+
     def scales(self) -> Float[Array, " D"]:
         """The length by which every element of x changes with a unit of z."""
         if self.factor.ndim == 1:
@@ -138,6 +144,12 @@ class LowRank(NamedTuple):
     def _stretched(self, z: Float[Array, " D"]) -> Float[Array, " D"]:
         along = self.stretch * jnp.sum(self.directions * z, 1)
         return z + jnp.sum(along[:, None] * self.directions, 0)
+
+    def coordinates(self, x: Float[Array, "... D"]) -> Float[Array, "... D"]:
+        """The z of x = S (I + U diag(a) U^T) z."""
+        z = x / self.scale
+        shrink = 1.0 / (1.0 + self.stretch) - 1.0
+        return z + (z @ self.directions.T * shrink) @ self.directions
 
     def velocity(self, momentum: Float[Array, " D"]) -> Float[Array, " D"]:
         """Of a position whose coordinates move with ``momentum``."""

@@ -35,38 +35,41 @@ from ppl_toolkit.inference.kernel import (
 from ppl_toolkit.inference.randomness import continuous
 from ppl_toolkit.inference.scaling import MOST_DENSE, RANK
 from ppl_toolkit.inference.target import Space, Target
+from ppl_toolkit.inference.trajectory import (
+    MOST_ENERGY_ERROR,
+    Gradient,
+    Phase,
+    Point,
+    Scalar,
+    Vector,
+    energy_of,
+    first_point,
+    hamiltonian,
+    leapfrog,
+    metropolis,
+    where,
+)
 from ppl_toolkit.inference.tuning import cloud_covariance, next_log_step
 from ppl_toolkit.inference.warm_up import EARLY, METRIC, OVER, STEP, TRIAL, Plan
 from ppl_toolkit.positions import Position
 
-__all__ = ["HMC", "NUTS", "HMCState", "hmc_transition", "nuts_transition"]
+__all__ = [
+    "HMC",
+    "METRICS",
+    "NUTS",
+    "Draw",
+    "HMCState",
+    "Settings",
+    "hmc_transition",
+    "metric_of_scales",
+    "nuts_transition",
+]
 
-_MAX_ENERGY_ERROR = 1000.0
-_INITIAL_TRIES = 200
 _FIRST_STEP = 0.1
 _CAREFUL = 16  # every so many draws steps are half as long, so that no chain stays for long where
 # the curvature is larger than elsewhere
 _EARLY_DEPTH = 6  # of trajectories while nothing is known of the scales
-_METRICS = ("diagonal", "dense", "low rank")
-
-Gradient = Callable[[Any], tuple[Any, Any]]
-Vector = Float[Array, " D"]
-Scalar = Float[Array, ""]
-
-
-class Point(NamedTuple):
-    """A position with its log density and gradient, so that no point is evaluated twice."""
-
-    position: Vector
-    log_density: Scalar
-    gradient: Vector
-
-
-class Phase(NamedTuple):
-    """A point with a momentum of the metric's coordinates, where its law is N(0, I)."""
-
-    point: Point
-    momentum: Vector
+METRICS = ("diagonal", "dense", "low rank")
 
 
 class HMCState(NamedTuple):
@@ -116,43 +119,14 @@ class Settings(NamedTuple):
     until: Int[Any, ""]
 
 
-def _where(condition: Any, new: Any, old: Any) -> Any:
-    return jax.tree.map(lambda a, b: jnp.where(condition, a, b), new, old)
-
-
-def leapfrog(gradient: Gradient, metric: Metric | LowRank, step: Scalar, z: Phase) -> Phase:
-    """One leapfrog step of length ``step`` (negative steps run backwards): one gradient."""
-    half = z.momentum + 0.5 * step * metric.force(z.point.gradient)
-    position = z.point.position + step * metric.velocity(half)
-    log_density, grad = gradient(position)
-    return Phase(Point(position, log_density, grad), half + 0.5 * step * metric.force(grad))
-
-
-def _energy(z: Phase) -> Scalar:
-    energy = 0.5 * jnp.dot(z.momentum, z.momentum) - z.point.log_density
-    return jnp.where(jnp.isnan(energy), jnp.inf, energy)
-
-
 def hmc_transition(
     key: Any, point: Point, gradient: Gradient, metric: Metric | LowRank, step: Scalar, steps: int
 ) -> tuple[Point, dict[str, Any]]:
     """One transition of HMC with ``steps`` leapfrog steps and a Metropolis test."""
     key_momentum, key_accept = random.split(key)
-    dtype = point.position.dtype
-    noise = random.normal(key_momentum, point.position.shape, dtype)
-    start = Phase(point, noise)
-    end = lax.fori_loop(0, steps, lambda _, z: leapfrog(gradient, metric, step, z), start)
-    before, after = _energy(start), _energy(end)
-    error = after - before
-    accepted = jnp.log(random.uniform(key_accept, (), dtype)) < -error
-    stats = {
-        "acceptance_rate": jnp.minimum(1.0, jnp.exp(-error)),
-        "n_steps": jnp.asarray(steps, jnp.int32),
-        "diverging": ~(error < _MAX_ENERGY_ERROR),
-        "energy": jnp.where(accepted, after, before),
-        "energy_error": jnp.where(accepted, error, 0.0),
-    }
-    return _where(accepted, end.point, point), stats
+    flight = hamiltonian(key_momentum, point, gradient, metric, step, steps)
+    end, stats = metropolis(key_accept, point, flight)
+    return end, {**stats, "n_steps": jnp.asarray(steps, jnp.int32)}
 
 
 class _Leaves(NamedTuple):
@@ -209,7 +183,7 @@ def _subtree(
         leaves, z, bar, momenta, sums = carry
         n = leaves.size
         z = leapfrog(gradient, metric, step, z)
-        energy = _energy(z)
+        energy = energy_of(z)
         error = energy - energy_0
         log_weight = jnp.logaddexp(leaves.log_weight, -error)
         chosen_now = log_weight > bar
@@ -239,12 +213,12 @@ def _subtree(
 
         turned = lax.cond(first_of_some, lambda: jnp.asarray(False), check)
         grown = _Leaves(
-            chosen=_where(chosen_now, z.point, leaves.chosen),
+            chosen=where(chosen_now, z.point, leaves.chosen),
             energy=jnp.where(chosen_now, energy, leaves.energy),
             log_weight=log_weight,
             momentum_sum=total,
             turning=turned,
-            diverging=~(error < _MAX_ENERGY_ERROR),
+            diverging=~(error < MOST_ENERGY_ERROR),
             acceptance=leaves.acceptance + jnp.minimum(1.0, jnp.exp(-error)),
             size=n + 1,
             worst=jnp.where(jnp.abs(error) > jnp.abs(leaves.worst), error, leaves.worst),
@@ -275,7 +249,7 @@ def nuts_transition(
     limit = max_depth if depth_limit is None else depth_limit
     noise = random.normal(key_momentum, point.position.shape, dtype)
     start = Phase(point, noise)
-    energy_0 = _energy(start)
+    energy_0 = energy_of(start)
     ways = random.bits(key_way, (), jnp.uint32)
     log_uniforms = jnp.log(random.uniform(key_merge, (max_depth,), dtype))
     zero = jnp.zeros((), dtype)
@@ -296,18 +270,18 @@ def nuts_transition(
             gradient,
             metric,
             jnp.where(forward, step, -step),
-            _where(forward, right, left),
+            where(forward, right, left),
             energy_0,
             jnp.left_shift(jnp.ones((), jnp.int32), depth),
             max_depth,
         )
-        left = _where(forward, left, end)
-        right = _where(forward, end, right)
+        left = where(forward, left, end)
+        right = where(forward, end, right)
         whole = ~subtree.turning & ~subtree.diverging
         moved = whole & (log_uniforms[depth] < subtree.log_weight - tree.log_weight)
         total = tree.momentum_sum + subtree.momentum_sum
         merged = _Leaves(
-            chosen=_where(moved, subtree.chosen, tree.chosen),
+            chosen=where(moved, subtree.chosen, tree.chosen),
             energy=jnp.where(moved, subtree.energy, tree.energy),
             log_weight=jnp.logaddexp(tree.log_weight, subtree.log_weight),
             momentum_sum=total,
@@ -337,14 +311,6 @@ def nuts_transition(
     return tree.chosen, stats
 
 
-class _Search(NamedTuple):
-    """The search for a first point, one gradient a turn."""
-
-    tries: Int[Array, ""]
-    found: Bool[Array, ""]
-    point: Point
-
-
 @dataclasses.dataclass(frozen=True)
 class _Hamiltonian(Spec):
     """What HMC and NUTS share: the start, the warm-up, the bookkeeping of a chain."""
@@ -364,8 +330,8 @@ class _Hamiltonian(Spec):
             raise OptionError(
                 f"target_acceptance must lie between 0 and 1; got {self.target_acceptance}."
             )
-        if self.metric not in ("auto", *_METRICS):
-            raise OptionError(f"metric must be 'auto' or one of {_METRICS}; got {self.metric!r}.")
+        if self.metric not in ("auto", *METRICS):
+            raise OptionError(f"metric must be 'auto' or one of {METRICS}; got {self.metric!r}.")
         if not isinstance(self.warmup, int) or self.warmup < 0:
             raise OptionError(f"warmup must be an integer >= 0; got {self.warmup!r}.")
         if not self.init_radius >= 0.0:
@@ -417,30 +383,14 @@ class _Hamiltonian(Spec):
             start: position (D,) to start from, and whether it is given (else uniform draws in
                 (-radius, radius) are tried).
         """
-        position, given = start
-        gradient = jax.value_and_grad(target.log_density)
-        dtype, shape = position.dtype, position.shape
-
-        def turn(s: _Search) -> _Search:
-            draw = random.uniform(random.fold_in(key, s.tries), shape, dtype, -1.0, 1.0)
-            probe = jnp.where(given, position, settings.radius * draw)
-            log_density, grad = gradient(probe)
-            finite = jnp.isfinite(log_density) & jnp.all(jnp.isfinite(grad))
-            new = Point(probe, log_density, grad)
-            return _Search(s.tries + 1, finite, _where(finite, new, s.point))
-
-        nowhere = Point(position, jnp.asarray(-jnp.inf, dtype), jnp.zeros_like(position))
-        search = lax.while_loop(
-            lambda s: ~s.found & (s.tries < jnp.where(given, 1, _INITIAL_TRIES)),
-            turn,
-            _Search(jnp.zeros((), jnp.int32), jnp.asarray(False), nowhere),
-        )
-        size = jnp.abs(search.point.gradient)
+        point = first_point(key, start, jax.value_and_grad(target.log_density), settings.radius)
+        dtype, shape = point.position.dtype, point.position.shape
+        size = jnp.abs(point.gradient)
         scale = jnp.clip(lax.rsqrt(jnp.where(size > 0.0, size, 1.0)), 1e-5, 1e5)
         return HMCState(
-            search.point,
+            point,
             DualAveraging.start(jnp.asarray(np.log(_FIRST_STEP), dtype)),
-            _scaled(self.kind(shape[0]), scale),
+            metric_of_scales(self.kind(shape[0]), scale),
             jnp.asarray(settings.phase),
             jnp.asarray(settings.until),
         )
@@ -493,7 +443,7 @@ class _Hamiltonian(Spec):
         point, stats = self.transition(key, state.point, gradient, state.metric, step, early)
         renewed = averaging.update(stats["acceptance_rate"], settings.target_acceptance)
         stats = {"lp": point.log_density, "step_size": step, **stats}
-        state = state._replace(point=point, averaging=_where(adapts, renewed, averaging))
+        state = state._replace(point=point, averaging=where(adapts, renewed, averaging))
         return state, Draw(point.position, point.gradient), stats
 
     def values(self, draw: Draw, target: Any) -> dict[str, Any]:
@@ -571,8 +521,8 @@ class _Hamiltonian(Spec):
         return Kernel(init, step, refresh, tune)
 
 
-def _scaled(kind: str, scale: Vector) -> Metric | LowRank:
-    """A metric of a type with scales alone."""
+def metric_of_scales(kind: str, scale: Vector) -> Metric | LowRank:
+    """A metric of a type with scales (D,) alone."""
     if kind == "low rank":
         dim = scale.shape[0]
         return LowRank(scale, jnp.zeros((RANK, dim), scale.dtype), jnp.zeros(RANK, scale.dtype))
@@ -583,7 +533,7 @@ def _windowed(chain: HMCState, moments: Moments, stage: Stage) -> tuple[HMCState
     """One iteration of a warm-up in windows, without other chains: Stan's."""
     plan, position = stage.schedule, chain.point.position
     metric: Any = chain.metric
-    gathered = _where(plan.collects(stage.index), moments.update(position), moments)
+    gathered = where(plan.collects(stage.index), moments.update(position), moments)
 
     def renew() -> tuple[HMCState, Moments]:
         new = Metric.of(gathered.regularised())

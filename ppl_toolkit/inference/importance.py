@@ -178,6 +178,7 @@ class Approximated(abc.ABC):
     pool_size: int = 1000
     init_radius: float = 2.0
 
+    one_law: ClassVar[bool] = False
     refit_warmup: ClassVar[int]
     said: ClassVar[str]
     """What q is, in a few words."""

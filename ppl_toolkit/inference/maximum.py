@@ -102,6 +102,7 @@ class _Maximum:
 
     group: ClassVar[str] = "maximum"
     draws: ClassVar[int] = 1
+    one_law: ClassVar[bool] = False
     warmup: ClassVar[int] = 0
     refit_warmup: ClassVar[int] = 0
     prior: ClassVar[bool] = True

@@ -21,10 +21,15 @@ class Method(Protocol):
         warmup: default number of warm-up iterations.
         refit_warmup: warm-up iterations when a run starts from an earlier result.
 
-    Optional: ``draws``, a default number of draws; ``takes_start = False`` for methods that do not
-    start from a position; ``failure``, what is said of chains that failed; ``on(program)``, the
-    method for a program; ``attributes()``, ``groups(state)`` and ``problem(state)`` for what else a
-    result says.
+    Optional: ``draws``, ``chains`` and ``superchains``, default numbers of these; ``one_law =
+    False`` for methods whose draws are not of one law, so that more of them do not mean more
+    precision; ``takes_start = False`` for methods that do not start from a position; ``failure``,
+    what is said of chains that failed; ``on(program)``, the method for a program;
+    ``attributes()``, ``groups(state)`` and ``problem(state)`` for what else a result says.
+
+    ``together = True``: the chains of a run are one ensemble. `init`, `refresh` and `step` get all
+    of them at once, with a leading axis of chains on keys, starts and every leaf of the states;
+    what they share is there once for every chain. `values` gets one draw of one chain.
     """
 
     needs: ClassVar[tuple[str, ...]]

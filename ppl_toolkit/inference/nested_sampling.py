@@ -125,6 +125,7 @@ class NestedSampling:
 
     needs: ClassVar[tuple[str, ...]] = ("log_parts", "prior_position", "values_at")
     takes_start: ClassVar[bool] = False
+    one_law: ClassVar[bool] = False
     brief_start: ClassVar[bool] = True  # `init` runs once: it is made quickly
     failure: ClassVar[str] = (
         "none of the draws from the prior has a positive likelihood. Take more live points, or a "

@@ -16,7 +16,17 @@ from jaxtyping import Float
 
 from ppl_toolkit.inference.adaptation import LowRank, Metric
 
-__all__ = ["MOST_DENSE", "RANK", "best", "condition", "dense", "diagonal", "low_rank"]
+__all__ = [
+    "MOST_DENSE",
+    "RANK",
+    "best",
+    "condition",
+    "dense",
+    "diagonal",
+    "extent",
+    "low_rank",
+    "stiffness",
+]
 
 MOST_DENSE = 40  # dimensions up to which a metric may be dense: two products of D^2 a step
 RANK = 8  # directions that a metric of more dimensions may stretch
@@ -111,9 +121,14 @@ def stiffness(metric: AnyMetric, g: Table) -> float:
     return np.sqrt(_largest(_forces(metric, g)))
 
 
+def extent(metric: AnyMetric, x: Table) -> float:
+    """The root of the largest variance of coordinates z: how far trajectories have to go."""
+    return np.sqrt(_largest(_standardised(metric, x)))
+
+
 def condition(metric: AnyMetric, x: Table, g: Table) -> float:
     """The widest direction in units of the longest stable step; 1 of a Gaussian that is matched."""
-    return np.sqrt(_largest(_standardised(metric, x))) * stiffness(metric, g)
+    return extent(metric, x) * stiffness(metric, g)
 
 
 def _candidates(kind: str, x: Table, g: Table) -> dict[str, AnyMetric]:

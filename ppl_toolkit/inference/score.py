@@ -405,6 +405,7 @@ class ScoreAscent:
 
     group: ClassVar[str] = "iterates"
     draws: ClassVar[int] = 200
+    one_law: ClassVar[bool] = False
     refit_warmup: ClassVar[int] = 100
     brief_start: ClassVar[bool] = True
     failure: ClassVar[str] = (

@@ -144,6 +144,7 @@ class SMC:
 
     refit_warmup: ClassVar[int] = 100
     takes_start: ClassVar[bool] = False
+    one_law: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         if self.kernel is not None:

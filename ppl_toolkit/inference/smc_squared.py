@@ -184,6 +184,7 @@ class SMC2:
     space: StateSpace | None = None
 
     refit_warmup: ClassVar[int] = 100
+    one_law: ClassVar[bool] = False
     takes_start: ClassVar[bool] = False
     brief_start: ClassVar[bool] = True  # `init` runs once: it is made quickly
     failure: ClassVar[str] = (

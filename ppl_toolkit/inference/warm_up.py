@@ -19,7 +19,21 @@ from ppl_toolkit import convergence
 from ppl_toolkit.inference import scaling
 from ppl_toolkit.inference.adaptation import DualAveraging
 
-__all__ = ["EARLY", "METRIC", "OVER", "STEP", "TRIAL", "Plan", "pooled", "step_size"]
+__all__ = [
+    "EARLY",
+    "METRIC",
+    "OVER",
+    "STEP",
+    "TRIAL",
+    "Drawn",
+    "Plan",
+    "next_metric",
+    "pooled",
+    "restarted",
+    "spread",
+    "step_size",
+    "unstuck",
+]
 
 METRIC, STEP, TRIAL, OVER = range(4)  # what is learned: the metric, the step size; it is tried
 EARLY = 25  # iterations in which trajectories are kept short
@@ -69,21 +83,26 @@ class Plan(NamedTuple):
         return (STEP, self.last) if self.last else (OVER, 0)
 
 
-class _Drawn(NamedTuple):
+class Drawn(NamedTuple):
     """What all chains drew in a segment, (chain, iteration, ...)."""
 
     positions: Float[np.ndarray, "C N D"]
     gradients: Float[np.ndarray, "C N D"]
     stats: dict[str, np.ndarray]
 
-    def folds(self) -> list[tuple[np.ndarray, np.ndarray]]:
-        """Two halves of the draws, of different chains if there are several; every part centred."""
+    def folds(self, together: bool = False) -> list[tuple[np.ndarray, np.ndarray]]:
+        """Two halves of the draws, of different chains if there are several; every part centred.
+
+        By its chain's mean, or ``together``: by that of all chains of a half. The latter tells how
+        far apart chains are, however short they are.
+        """
         both = np.stack([self.positions, self.gradients])
         if len(self.positions) == 1:
             parts = np.array_split(both, 2, axis=2)
         else:
             parts = np.array_split(both, 2, axis=1)
-        centred = [part - part.mean(2, keepdims=True) for part in parts]
+        axes = (1, 2) if together else 2
+        centred = [part - part.mean(axes, keepdims=True) for part in parts]
         return [tuple(x.reshape(-1, x.shape[-1]) for x in part) for part in centred]
 
 
@@ -116,16 +135,16 @@ def pooled(
         index: number of iterations done.
         warmup: how many there are at most.
     """
-    plan, segment = Plan.of(warmup), _Drawn(drawn[0], drawn[1], stats)
+    plan, segment = Plan.of(warmup), Drawn(drawn[0], drawn[1], stats)
     phase = int(np.asarray(state.phase).max())
     quarter = -(-plan.last // 4) if plan.ends else plan.last
     if phase == METRIC:
-        metric, log_step, arrived = _metric(kind, state, segment)
+        metric, log_step, arrived = next_metric(kind, state, segment)
         ends = [end for end in plan.ends if end > index]
         last = arrived or not ends
-        state = _spread(
-            _unstuck(state, segment), metric=metric,
-            averaging=_averaging(log_step, np.log(10.0) if index <= EARLY else np.log(2.0)),
+        state = spread(
+            unstuck(state, segment), metric=metric,
+            averaging=restarted(log_step, np.log(10.0) if index <= EARLY else np.log(2.0)),
             phase=STEP if last else METRIC, until=index + quarter if last else ends[0],
         )  # fmt: skip
     elif phase == STEP:
@@ -147,14 +166,15 @@ def _trial(state: Any, log_step: float, room: float, until: int, warmup: int) ->
     After the trial it may have grown by ``room`` at most.
     """
     phase, until = (TRIAL, until) if until <= warmup else (OVER, 0)
-    return _spread(state, averaging=_averaging(log_step, room), phase=phase, until=until)
+    return spread(state, averaging=restarted(log_step, room), phase=phase, until=until)
 
 
-def _averaging(log_step: float, above: float) -> DualAveraging:
+def restarted(log_step: float, above: float) -> DualAveraging:
+    """Dual averaging that begins anew, drawn towards log steps ``above`` the present one."""
     return DualAveraging(log_step, log_step, 0.0, 0.0, log_step + above)  # type: ignore[arg-type]
 
 
-def _spread(state: Any, **new: Any) -> Any:
+def spread(state: Any, **new: Any) -> Any:
     """The state with new values, the same for all chains."""
 
     def fill(value: Any, like: np.ndarray) -> np.ndarray:
@@ -165,11 +185,16 @@ def _spread(state: Any, **new: Any) -> Any:
     )
 
 
-def _metric(kind: str, state: Any, segment: _Drawn) -> tuple[Any, float, bool]:
-    """The next metric, a log step size for it, and whether it needs no further segment."""
+def next_metric(
+    kind: str, state: Any, segment: Drawn, together: bool = False
+) -> tuple[Any, float, bool]:
+    """The next metric, a log step size for it, and whether it needs no further segment.
+
+    ``together``: see `Drawn.folds`.
+    """
     current = jax.tree.map(lambda leaf: np.asarray(leaf[0], float), state.metric)
     log_step = float(np.median(state.averaging.log_average))
-    folds = segment.folds()
+    folds = segment.folds(together)
     if not np.all(np.isfinite(segment.gradients)) or len(folds[0][0]) < 3:
         return current, log_step, False
     with np.errstate(all="ignore"):
@@ -197,7 +222,7 @@ def _agree(positions: np.ndarray) -> bool:
     )
 
 
-def _unstuck(state: Any, segment: _Drawn) -> Any:
+def unstuck(state: Any, segment: Drawn) -> Any:
     """Chains that do not move, or have not arrived, go on from where the next good chain is.
 
     A chain has not arrived if it lies below the best one all the time, and at a place of far less

@@ -7,7 +7,8 @@ from typing import ClassVar
 import jax.numpy as jnp
 from jax import lax, random
 
-from ppl_toolkit.inference.hmc import HMC, NUTS, Phase, _energy, _where, leapfrog
+from ppl_toolkit.inference.hmc import HMC, NUTS
+from ppl_toolkit.inference.trajectory import Phase, energy_of, leapfrog, where
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,13 +51,13 @@ class HalfStepAccept(HMC):
             )
 
         proposed = end(step)
-        error = _energy(end(0.5 * step)) - _energy(start)
+        error = energy_of(end(0.5 * step)) - energy_of(start)
         accepted = jnp.log(random.uniform(key_accept, ())) < -error
         stats = {
             "acceptance_rate": jnp.minimum(1.0, jnp.exp(-error)),
             "n_steps": jnp.asarray(2 * self.steps, jnp.int32),
         }
-        return _where(accepted, proposed.point, point), stats
+        return where(accepted, proposed.point, point), stats
 
 
 @dataclasses.dataclass(frozen=True)

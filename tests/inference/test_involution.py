@@ -21,9 +21,10 @@ from ppl_toolkit.inference import (
 )
 from ppl_toolkit.inference.adaptation import Metric
 from ppl_toolkit.inference.auxiliary import draw, score
-from ppl_toolkit.inference.hmc import Point, hmc_transition
+from ppl_toolkit.inference.hmc import hmc_transition
 from ppl_toolkit.inference.involution import log_determinant, random_walk
 from ppl_toolkit.inference.target import Target
+from ppl_toolkit.inference.trajectory import Point
 
 
 @pytest.fixture(autouse=True)

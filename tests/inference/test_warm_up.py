@@ -6,7 +6,8 @@ from scipy.special import ndtr, ndtri
 
 from ppl_toolkit.inference import warm_up
 from ppl_toolkit.inference.adaptation import DualAveraging, Metric
-from ppl_toolkit.inference.hmc import Draw, HMCState, Point
+from ppl_toolkit.inference.hmc import Draw, HMCState
+from ppl_toolkit.inference.trajectory import Point
 from ppl_toolkit.inference.warm_up import METRIC, OVER, STEP, TRIAL, Plan, pooled, step_size
 
 CHAINS, DIM = 4, 2

@@ -185,3 +185,30 @@ class TestStochasticGradients:
                 np.testing.assert_allclose(kept[0], xi + e * (heat - 1), rtol=1e-11)
                 xi += e * ((1 - e * xi / 2) * heat - 1)
                 np.testing.assert_allclose(state.kept.motion.friction, e * xi, rtol=1e-11)
+
+
+def test_isokinetic_steps_and_lengths_are_theirs():
+    """One step of ours is one of theirs, with the same change of energy; so is the sequence."""
+    from blackjax.mcmc import integrators
+    from blackjax.mcmc.dynamic_hmc import halton_sequence
+
+    from ppl_toolkit.inference.adaptation import Metric
+    from ppl_toolkit.inference.ensemble import halton
+    from ppl_toolkit.inference.trajectory import Phase, Point, bend
+
+    with jax.enable_x64(True):
+
+        def density(q):
+            return -jnp.sum(q**4) / 4 - 0.5 * jnp.sum(q[1:] * q[:-1])
+
+        gradient, scale = jax.value_and_grad(density), jnp.asarray([0.5, 1.0, 2.0])
+        q, u = jnp.asarray([0.3, -1.0, 0.8]), jnp.asarray([0.6, 0.0, -0.8])
+        end, work = bend(gradient, Metric(scale), 0.4, Phase(Point(q, *gradient(q)), u))
+        step = integrators.isokinetic_velocity_verlet(density, scale**2)
+        theirs, change = step(integrators.IntegratorState(q, u, *gradient(q)), 0.4)
+        np.testing.assert_allclose(end.point.position, theirs.position, rtol=1e-10)
+        np.testing.assert_allclose(end.momentum, theirs.momentum, rtol=1e-10)
+        np.testing.assert_allclose(work, change, rtol=1e-10)
+        for index in range(100):
+            ours = halton(jnp.asarray(index), jnp.float64)
+            np.testing.assert_allclose(ours, halton_sequence(jnp.asarray(index), 10), rtol=1e-12)
