@@ -42,6 +42,14 @@ SAYS = {
         r"[1-9]\d% of the trajectories",
         r"years from the middle, scales +\d +1\.0\d\d",
     ],
+    "approximations": [
+        r"Laplace +-2\.\d+ ± 0\.(1\d|2) +2\d.*0\.[0-6]\d  ",  # as NUTS has it, and a good k-hat
+        r"cloglog +log evidence -(19|20)\.\d",
+        r"k-hat 0\.\d\d \((good|fair)\); by chain",
+        r"Laplace, non-centred +\d.* [01]\.[7-9]?\d+\n",
+        r"Laplace, non-centred, error: k-hat is",
+        r"NUTS from Laplace, non-centred: tau [345]\.\d",
+    ],
     "calibrated": [
         r"Nothing contradicts calibration",  # NUTS
         r"LosesOne.*\nNot calibrated:\n(  .*\n)*  log_likelihood: p = .*, the draws are too low",
