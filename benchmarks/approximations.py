@@ -33,7 +33,7 @@ from peers import CHAINS, Data
 
 import ppl_toolkit as ppl
 from ppl_toolkit import executables
-from ppl_toolkit.inference import SVI as OwnSVI
+from ppl_toolkit.inference import SVI as OwnSVI  # noqa: N811 (NumPyro has one too)
 from ppl_toolkit.inference import Laplace, Pathfinder
 
 DRAWS, STEPS, PATHS = 1000, 3000, 4
