@@ -124,8 +124,8 @@ def diagnose(tree: xarray.DataTree) -> list[Finding]:
 
 def findings_of_draws(tree: xarray.DataTree, judged: Judged | None = None) -> list[Finding]:
     """What its draws and sampler statistics say of a result; ``judged``, where that is known."""
-    convergence = functools.partial(_convergence_findings, judged=judged)
-    parts = (_sampler_findings, convergence, _of_nested)
+    mixed = functools.partial(_convergence_findings, judged=judged)
+    parts = (_sampler_findings, mixed, _of_nested)
     return _errors_first([finding for part in parts for finding in _guarded(part, tree)])
 
 
@@ -605,8 +605,8 @@ def _of_filters(tree: xarray.DataTree) -> list[Finding]:
 def _runs_differ(judged: Judged, count: int) -> list[Finding]:
     """Whether runs of nested sampling differ by more than N independent draws of each may.
 
-    For these N (R-hat^2 - 1) / 2 is about F - 1, F the mean square between 8 halves of chains; it
-    exceeds 5 at one scalar in 100,000.
+    For these, N (R-hat^2 - 1) / 2 is about F - 1, F the mean square between the halves of four
+    chains in units of that within; it exceeds 5 at one scalar in 100,000.
     """
     limit = float(np.sqrt(R_HAT**2 + 8.0 / count))
     number = float(np.nanmax(judged.r_hat, initial=1.0))

@@ -17,6 +17,7 @@ from typing import Any, Protocol
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import numpyro
 from jaxtyping import Array, Float
 from numpyro import distributions as dist
@@ -198,7 +199,7 @@ class Automatic:
         def flat() -> None:
             numpyro.sample(_SITE, law)
 
-        middle = init_to_value(values={_SITE: jnp.zeros(size, dtype)})
+        middle = init_to_value(values={_SITE: np.zeros(size, dtype)})
         return self.made(flat, init_loc_fn=middle)
 
     def start(self, key: Any, like: Vector, target: Any) -> Parameters:
