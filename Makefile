@@ -37,11 +37,14 @@ bench: .venv/.bench       ## side by side with peers: make bench DATA=path/to/po
 	$(BIN)/python benchmarks/diagnostics.py
 	$(BIN)/python benchmarks/composition.py
 	$(BIN)/python benchmarks/batch.py
+	$(BIN)/python benchmarks/many_chains.py
+	$(BIN)/python benchmarks/approximations.py
 	$(BIN)/python benchmarks/particles.py
 	$(BIN)/python benchmarks/stochastic_gradient.py
 	$(BIN)/python benchmarks/infinite_width.py
 	$(BIN)/python benchmarks/scale_mixture.py
 	$(if $(DATA),$(BIN)/python benchmarks/mcmc.py $(DATA))
+	$(if $(DATA),$(BIN)/python benchmarks/seeds.py $(DATA))
 
 docs: .venv/.docs         ## all tutorials in full, as pages in docs/_build
 	$(BIN)/python docs/build.py
