@@ -55,6 +55,14 @@ SAYS = {
         r"LosesOne.*\nNot calibrated:\n(  .*\n)*  log_likelihood: p = .*, the draws are too low",
         r"shifted by 0\.5 sd +[5-9]\d%",
     ],
+    "many_short_chains": [
+        r"MAMS: 64 chains of 128 draws",
+        r"r_hat is nested: it compares 16 superchains",
+        r"mean acceptance 0\.[89]\d",
+        r"warmed up +nested R-hat .* 1\.0\d\d\n",
+        r"mams +least ESS +\d+\.\d per 1000 gradients",
+        r"nested R-hat of 4 superchains up to 1\.\d\d\d",
+    ],
     "change_points": [
         r"125 explosions in the first 40 years, 66 in the 72 years after",
         r"birth +accepted (1\d|2\d)%",
