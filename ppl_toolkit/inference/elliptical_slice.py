@@ -129,22 +129,29 @@ class EllipticalSlice(Spec):
             old, (key_prior, key_angle) = state.position, random.split(key)
             laws = target.call(self._draws, old, key_prior)
             mean = {name: laws[name][0] for name in old}
-            other = {name: laws[name][1] - mean[name] for name in old}
+            draw = {name: laws[name][1] - mean[name] for name in old}
 
             def placed(deviation: Position) -> dict[str, Any]:
                 return {name: mean[name] + x for name, x in deviation.items()}
 
-            def log_likelihood(deviation: Position) -> Any:
+            deviation = {name: x - mean[name] for name, x in old.items()}
+
+            def log_likelihood(other: Position) -> Any:
                 """Of all that depends on these sites but their own prior."""
-                priors, rest = target.call(_Terms(), placed(deviation), ())
+                priors, rest = target.call(_Terms(), placed(other), ())
                 value = rest + sum(x for name, x in priors.items() if name not in old)
                 return jnp.where(jnp.isnan(value), -jnp.inf, value)
 
-            # The level has to be below the density of where the ellipse ends, rounded as it is
-            # there: the interval would shrink for ever otherwise.
-            deviation = {name: x - mean[name] for name, x in old.items()}
-            here = jnp.nextafter(log_likelihood(deviation), -jnp.inf)
-            step = blackjax.elliptical_proposal(log_likelihood, lambda *_: other, 0.0)
+            def on_ellipse(other: Position) -> Any:
+                """The same; the present point is on its slice, however the level was rounded.
+
+                Without that the interval of angles could shrink for ever.
+                """
+                here = jnp.stack([jnp.all(x == deviation[name]) for name, x in other.items()])
+                return jnp.where(jnp.all(here), jnp.inf, log_likelihood(other))
+
+            here = jnp.nextafter(log_likelihood(deviation), -jnp.inf)  # levels are below it
+            step = blackjax.elliptical_proposal(on_ellipse, lambda *_: draw, 0.0)
             new, info = step(key_angle, blackjax.EllipSliceState(deviation, here))
             evaluations = jnp.asarray(info.subiter + 1, jnp.int32)
             found = {"n_steps": jnp.zeros((), jnp.int32), "n_evaluations": evaluations}

@@ -241,6 +241,21 @@ def test_evaluations_are_counted():
         assert len(calls) == info["n_evaluations"] >= 2
 
 
+def test_where_no_point_of_the_ellipse_is_likely_the_chain_stays():
+    """The interval of angles shrinks until the ellipse gives the present point, and ends there."""
+    draws, terms = GaussianDraws(("f",)), _Terms()
+    functions = {
+        draws: lambda given: {"f": (jnp.ones(3), random.normal(given[1], (3,)))},
+        terms: lambda given: ({"f": 0.0}, -jnp.inf),
+    }
+    target = Target(lambda x: (0.0, 0.0), functions=functions)
+    kernel = EllipticalSlice(sites=GaussianSites(("f",), (), ((),))).bind(target)
+    state = kernel.init({"f": jnp.array([0.1, 0.7, -3.0])}, None)
+    new, info = jax.jit(kernel.step)(random.key(0), state)
+    np.testing.assert_allclose(new.position["f"], state.position["f"], rtol=1e-6)
+    assert info["n_evaluations"] < 500
+
+
 @pytest.mark.parametrize("precision", ["float32", "float64"])
 def test_a_likelihood_that_does_not_vary_ends_every_loop(precision):
     """Large and flat: a level can round to the density itself. The posterior is the prior."""
