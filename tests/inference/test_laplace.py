@@ -11,6 +11,7 @@ from models import EFFECTS, ERRORS, eight_schools
 from scipy import integrate, stats
 
 import ppl_toolkit as ppl
+from ppl_toolkit import results
 from ppl_toolkit.errors import OptionError, SamplingError
 from ppl_toolkit.inference import Laplace
 from ppl_toolkit.inference.laplace import Curvature, hessian
@@ -209,9 +210,37 @@ def nowhere(y):
     numpyro.sample("y", dist.Normal(m, 1.0), obs=y)
 
 
+@pytest.mark.slow
 def test_directions_without_curvature_are_named():
     with pytest.raises(SamplingError, match=r"does not fall along \['[ab]', '[ab]'\]"):
         quiet(ridge, np.ones(5), method=Laplace(starts=1), chains=2)
+
+
+def test_a_failure_names_the_sites_along_the_direction(fitted):
+    """As `problem` reads it off a state."""
+    program = Program(regression, (X, Y))
+    method = Laplace().on(program)
+    arrays = {str(k): np.asarray(v) for k, v in fitted["sampler_state"].data_vars.items()}
+    with program.context():
+        blank = jax.eval_shape(
+            lambda p: jax.tree.map(
+                lambda x: x[None], method.init(jax.random.key(0), (p, False), None, None)
+            ),
+            np.zeros(4),
+        )
+    state = results.read_state(arrays, blank)
+    assert method.problem(state) == ""
+    curvature = state.law.curvature._replace(
+        least=np.array([1.0, -0.3, 1.0, 0.0]),
+        direction=np.tile([0.0, 0.8, 0.0, -0.6], (4, 1)),
+    )
+    flat = state._replace(law=state.law._replace(curvature=curvature))
+    assert "chains [1, 3]" in method.problem(flat)
+    assert "along ['b[1]', 'b[3]']" in method.problem(flat)
+    lost = state._replace(law=state.law._replace(value=np.array([0.0, -np.inf, 0.0, 0.0])))
+    assert "chains [1]: none of the 4 starting points" in method.problem(lost)
+    steep = state._replace(law=state.law._replace(promise=np.array([0.0, 0.0, 3.0, 0.0])))
+    assert "chains [2] had not come to a mode in 500 steps" in method.problem(steep)
 
 
 @pytest.mark.slow

@@ -9,7 +9,7 @@ import numpyro
 import numpyro.distributions as dist
 import optax
 import pytest
-from helpers import compilations, quiet
+from helpers import compilations, others_slow, quiet
 from jax import random
 from numpyro.infer import autoguide
 from scipy import stats
@@ -105,7 +105,9 @@ def test_a_guide_that_is_a_function_draws_the_models_sites():
 # --- families -----------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", ["normal", "multivariate_normal", "low rank", "iaf"])
+@pytest.mark.parametrize(
+    "name", others_slow(["normal", "multivariate_normal", "low rank", "iaf"], "low rank")
+)
 def test_densities_of_automatic_guides_are_those_of_their_draws(name):
     """By the change of variables from the noise, or by the moments where the law is normal."""
     with jax.enable_x64(True):
