@@ -71,12 +71,10 @@ def weights_of(tree: xarray.DataTree) -> Weights | None:
         return None
     group = tree[GROUP].dataset
     logs = np.asarray(group["log_weight"].transpose("chain", "pool_draw"), float)
-    return Weights(
-        pareto.khat(logs.ravel()),
-        np.asarray(group["khat"], float),
-        np.asarray(group["weight_ess"], float),
-        logs.shape[1],
-    )
+    khat, effective = (np.asarray(group[name], float) for name in ("khat", "weight_ess"))
+    if not (khat.any() or effective.any()):  # interrupted before anything was drawn
+        return None
+    return Weights(pareto.khat(logs.ravel()), khat, effective, logs.shape[1])
 
 
 def lines(tree: xarray.DataTree) -> list[str]:

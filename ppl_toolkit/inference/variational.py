@@ -144,6 +144,7 @@ class SVI(Approximated):
         require_count("particles", self.particles)
         if isinstance(self.optimizer, int | float | np.number):
             require_positive("optimizer", self.optimizer)
+            object.__setattr__(self, "optimizer", float(self.optimizer))
         else:
             require_optimizer(self.optimizer)
         guide_of(self.guide)
@@ -162,7 +163,7 @@ class SVI(Approximated):
 
     @property
     def _rate(self) -> float | None:
-        return float(self.optimizer) if isinstance(self.optimizer, int | float) else None
+        return self.optimizer if isinstance(self.optimizer, float) else None
 
     @property
     def _optimizer(self) -> Any:
