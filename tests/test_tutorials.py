@@ -58,7 +58,7 @@ SAYS = {
     "many_short_chains": [
         r"64 chains of 128 draws, 16 superchains",
         r"Verdict: nothing looks wrong\.\n",
-        r"warmed up +R-hat .* 1\.0[1-9]\d\nwarmed up +nested R-hat .* 1\.00\d\n",
+        r"warmed up +R-hat .* 1\.0\d\d\nwarmed up +nested R-hat .* 1\.00\d\n",
         r"hardly +nested R-hat .* [1-9]\.[1-9]\d\d\n",
         r"warmed up: 0 findings\nhardly: [1-9] findings\n  r_hat: nested R-hat",
         r"mams +ESS per 1000 gradients: least +\d+\.\d",

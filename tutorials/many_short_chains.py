@@ -59,9 +59,10 @@ plt.rcParams.update(
 
 # %%
 tumours = load_breast_cancer()
-MALIGNANT = (tumours.target == 0).astype(float)
-NUCLEI = (tumours.data - tumours.data.mean(0)) / tumours.data.std(0)
-NAMES = [str(name) for name in tumours.feature_names]
+EVERY, WIDTH = (4, 10) if FAST else (1, 30)
+MALIGNANT = (tumours.target == 0).astype(float)[::EVERY]
+NUCLEI = ((tumours.data - tumours.data.mean(0)) / tumours.data.std(0))[::EVERY, :WIDTH]
+NAMES = [str(name) for name in tumours.feature_names[:WIDTH]]
 
 
 def regression(nuclei, malignant):
@@ -76,6 +77,7 @@ def regression(nuclei, malignant):
 
 DATA = (NUCLEI, MALIGNANT)
 OPTIONS = {"coords": {"measurement": NAMES}, "progress": False}
+BUDGET = {"warmup": 150} if FAST else {}
 
 # %% [markdown]
 # ## Sixty-four chains
@@ -84,7 +86,7 @@ OPTIONS = {"coords": {"measurement": NAMES}, "progress": False}
 # four chains that start at the same point.
 
 # %%
-many = ppl.infer(regression, *DATA, method="mams", **OPTIONS)
+many = ppl.infer(regression, *DATA, method="mams", **BUDGET, **OPTIONS)
 print(ppl.report(many, var_names=["scale", "level"]))
 
 # %% [markdown]
@@ -170,8 +172,9 @@ for name, tree in {"warmed up": many, "hardly": bad}.items():
 # four chains and for `ChEES` and `MAMS` with sixty-four. Seeds change, the compiled programs stay.
 
 # %%
-SEEDS = range(1, 3 if FAST else 9)
-long = scalars(ppl.infer(regression, *DATA, draws=1000 if FAST else 10_000, seed=99, **OPTIONS))
+SEEDS = range(1, 2 if FAST else 9)
+MANY = 200 if FAST else 10_000
+long = scalars(ppl.infer(regression, *DATA, draws=MANY, seed=99, **BUDGET, **OPTIONS))
 MEANS, SDS = long.mean((0, 1)), long.std((0, 1))
 
 
@@ -185,7 +188,7 @@ spent, missed = {}, {}
 for method in ("nuts", "chees", "mams"):
     rows = []
     for seed in SEEDS:
-        tree = ppl.infer(regression, *DATA, method=method, seed=seed, **OPTIONS)
+        tree = ppl.infer(regression, *DATA, method=method, seed=seed, **BUDGET, **OPTIONS)
         draws = scalars(tree)
         ends = np.unique(np.geomspace(draws.shape[1] / 16, draws.shape[1], 9).astype(int))
         gradients = tree["sample_stats"]["n_steps"].sum("chain").values.cumsum()[ends - 1]
@@ -232,7 +235,7 @@ _ = axes[0].set_ylabel("in posterior standard deviations")
 # per superchain, such as the last draws of four chains of NUTS.
 
 # %%
-few = ppl.infer(regression, *DATA, draws=20 if FAST else 200, **OPTIONS)
+few = ppl.infer(regression, *DATA, draws=20 if FAST else 200, **BUDGET, **OPTIONS)
 last = {name: few["posterior"][name][:, -1].values for name in ("scale", "level", "slope")}
 again = ppl.infer(regression, *DATA, method="mams", superchains=4, init=last, warmup=100, **OPTIONS)
 print(f"nested R-hat of 4 superchains up to {ppl.summary(again)['r_hat'].max():.3f}")
