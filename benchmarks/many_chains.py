@@ -30,11 +30,8 @@ import numpyro.distributions as dist
 import optax
 from examples import EXAMPLES
 from jax import lax, random
-from jax.flatten_util import ravel_pytree
 from measure import cost_inside, cost_of, machine, show_table
-from numpyro.infer import MCMC, NUTS
-from numpyro.infer.util import initialize_model
-from peers import Data, Sample, Sampler
+from peers import Data, Sample, Sampler, flattened, jitted, numpyro_jitted, sample_of
 from sklearn.datasets import load_breast_cancer
 
 import ppl_toolkit as ppl
@@ -69,33 +66,19 @@ def ours(method: Any, model: Callable, data: Data, chains: int | None = None) ->
             model, *data.args, method=method, seed=seed, chains=chains, progress=False,
             data=data.kwargs,
         )  # fmt: skip
-        values = {str(name): site.values for name, site in tree["posterior"].data_vars.items()}
-        attrs = tree.attrs
-        return Sample(
-            values, attrs["n_gradient_evaluations_warmup"], attrs["n_gradient_evaluations"]
-        )
+        return sample_of(tree)
 
     return sample
 
 
 def blackjax_chees(model: Callable, data: Data, metric: str | None) -> Sampler:
     """The recipe of its documentation in one jitted program."""
-    with jax.enable_x64(True):
-        found, potential, constrain, _ = initialize_model(
-            random.key(0), model, dynamic_args=True, model_args=data.args,
-            model_kwargs=dict(data.kwargs), validate_grad=False,
-        )  # fmt: skip
-        flat, unravel = ravel_pytree(found.z)
+    flat, bind = flattened(model, data)
 
     def run(seed: Any, arrays: list[Any]) -> Any:
-        args, kwargs = data.with_arrays(arrays)
-        energy, to_values = potential(*args, **kwargs), constrain(*args, **kwargs)
+        log_density, values = bind(arrays)
         key_start, key_warmup, key_draws = random.split(random.key(seed), 3)
         starts = random.uniform(key_start, (CHAINS, flat.size), flat.dtype, -2.0, 2.0)
-
-        def log_density(position: Any) -> Any:
-            return -energy(unravel(position))
-
         adaptation = blackjax.chees_adaptation(
             log_density, CHAINS, mass_matrix_estimation=metric,
             adaptation_info_fn=lambda state, info, _: info.num_integration_steps,
@@ -111,42 +94,9 @@ def blackjax_chees(model: Callable, data: Data, metric: str | None) -> Sampler:
 
         _, (positions, steps) = lax.scan(draw, states, random.split(key_draws, DRAWS))
         positions = jnp.swapaxes(positions, 0, 1)
-        values = jax.vmap(jax.vmap(lambda position: to_values(unravel(position))))(positions)
-        return values, jnp.sum(info._wrapped_info), jnp.sum(steps)
+        return jax.vmap(jax.vmap(values))(positions), jnp.sum(info._wrapped_info), jnp.sum(steps)
 
-    with jax.enable_x64(True):
-        call = jax.jit(run).lower(np.uint32(0), data.arrays()).compile()
-
-    def sample(seed: int, data: Data) -> Sample:
-        with jax.enable_x64(True):
-            values, *steps = call(np.uint32(seed), data.arrays())
-        return Sample({k: np.asarray(v) for k, v in values.items()}, *map(int, steps))
-
-    return sample
-
-
-def numpyro_vectorised(model: Callable, data: Data) -> Sampler:
-    """The whole vectorised run of NUTS in one jitted program."""
-
-    def run(seed: Any, arrays: list[Any]) -> tuple[dict, Any]:
-        args, kwargs = data.with_arrays(arrays)
-        mcmc = MCMC(
-            NUTS(model), num_warmup=WARMUP, num_samples=DRAWS, num_chains=CHAINS,
-            chain_method="vectorized", progress_bar=False,
-        )  # fmt: skip
-        mcmc.run(random.key(seed), *args, extra_fields=("num_steps",), **kwargs)
-        steps = mcmc.get_extra_fields()["num_steps"]
-        return mcmc.get_samples(group_by_chain=True), jnp.sum(steps)
-
-    with jax.enable_x64(True):
-        call = jax.jit(run).lower(np.uint32(0), data.arrays()).compile()
-
-    def sample(seed: int, data: Data) -> Sample:
-        with jax.enable_x64(True):
-            values, steps = call(np.uint32(seed), data.arrays())
-        return Sample({k: np.asarray(v) for k, v in values.items()}, None, int(steps))
-
-    return sample
+    return jitted(run, data)
 
 
 class Call(NamedTuple):
@@ -156,7 +106,7 @@ class Call(NamedTuple):
     loop: float  # CPU seconds of warm-up and draws (ours only, else those of the call)
     ess: float
     gradients: int
-    warmup_gradients: int | None
+    warmup_gradients: int
 
 
 def least_ess(values: dict[str, np.ndarray], names: tuple[str, ...]) -> float:
@@ -173,7 +123,7 @@ def compared(name: str, rounds: int) -> list[list[Any]]:
         "NUTS, 4 chains of 1000": ours("nuts", model, data),
         "blackjax ChEES": blackjax_chees(model, data, None),
         "blackjax ChEES, diagonal": blackjax_chees(model, data, "diagonal"),
-        "NumPyro NUTS, 64 chains": numpyro_vectorised(model, data),
+        "NumPyro NUTS, 64 chains": numpyro_jitted(model, data, WARMUP, DRAWS, CHAINS),
     }
     for sample in ways.values():  # warm
         sample(0, data)
@@ -199,9 +149,7 @@ def compared(name: str, rounds: int) -> list[list[Any]]:
             rates[way],
             1000 * middle(way, lambda call: call.ess / call.gradients),
             middle(way, lambda call: call.gradients / 1000),
-            None
-            if calls[way][0].warmup_gradients is None
-            else middle(way, lambda call: call.warmup_gradients / 1000),
+            middle(way, lambda call: call.warmup_gradients / 1000),
             rates[way] / rates["blackjax ChEES"],
         ]
         for way in ways

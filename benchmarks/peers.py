@@ -22,7 +22,20 @@ from numpyro.infer.util import initialize_model
 
 import ppl_toolkit as ppl
 
-__all__ = ["DEFAULTS", "ENGINES", "TUNED", "Data", "Engine", "Sample", "Sampler", "numpyro_object"]
+__all__ = [
+    "DEFAULTS",
+    "ENGINES",
+    "TUNED",
+    "Data",
+    "Engine",
+    "Sample",
+    "Sampler",
+    "flattened",
+    "jitted",
+    "numpyro_jitted",
+    "numpyro_object",
+    "sample_of",
+]
 
 CHAINS = 4
 
@@ -85,22 +98,60 @@ def ours(model: Callable, data: Data, warmup: int, draws: int) -> Sampler:
                 model, *data.args, method="nuts", warmup=warmup, draws=draws, chains=CHAINS,
                 seed=seed, progress=False, data=data.kwargs,
             )  # fmt: skip
-        values = {str(name): site.values for name, site in tree["posterior"].data_vars.items()}
-        attrs = tree.attrs
+        return sample_of(tree)
+
+    return sample
+
+
+def sample_of(tree: Any) -> Sample:
+    """What `infer` gave."""
+    values = {str(name): site.values for name, site in tree["posterior"].data_vars.items()}
+    attrs = tree.attrs
+    return Sample(values, attrs["n_gradient_evaluations_warmup"], attrs["n_gradient_evaluations"])
+
+
+def jitted(run: Callable, data: Data) -> Sampler:
+    """A compiled function of (seed, arrays of the data) -> (values, steps of warm-up, of draws)."""
+    with jax.enable_x64(True):
+        call = jax.jit(run).lower(np.uint32(0), data.arrays()).compile()
+
+    def sample(seed: int, data: Data) -> Sample:
+        with jax.enable_x64(True):
+            values, *steps = call(np.uint32(seed), data.arrays())
         return Sample(
-            values, attrs["n_gradient_evaluations_warmup"], attrs["n_gradient_evaluations"]
+            {k: np.asarray(v) for k, v in values.items()},
+            *(int(np.asarray(x).sum()) for x in steps),
         )
 
     return sample
 
 
-def numpyro_jitted(model: Callable, data: Data, warmup: int, draws: int) -> Sampler:
+def flattened(model: Callable, data: Data) -> tuple[Any, Callable]:
+    """A flat position, and arrays of the data -> log density and values at such positions."""
+    with jax.enable_x64(True):
+        found, potential, constrain, _ = initialize_model(
+            random.key(0), model, dynamic_args=True, model_args=data.args,
+            model_kwargs=dict(data.kwargs), validate_grad=False,
+        )  # fmt: skip
+        flat, unravel = ravel_pytree(found.z)
+
+    def bind(arrays: list[Any]) -> tuple[Callable, Callable]:
+        args, kwargs = data.with_arrays(arrays)
+        energy, to_values = potential(*args, **kwargs), constrain(*args, **kwargs)
+        return lambda x: -energy(unravel(x)), lambda x: to_values(unravel(x))
+
+    return flat, bind
+
+
+def numpyro_jitted(
+    model: Callable, data: Data, warmup: int, draws: int, chains: int = CHAINS
+) -> Sampler:
     """NumPyro at its best: the whole vectorised run inside one jax.jit, the data as arguments."""
 
     def run(seed: Any, arrays: list[Any]) -> tuple[dict, Any, Any]:
         args, kwargs = data.with_arrays(arrays)
         mcmc = MCMC(
-            NUTS(model), num_warmup=warmup, num_samples=draws, num_chains=CHAINS,
+            NUTS(model), num_warmup=warmup, num_samples=draws, num_chains=chains,
             chain_method="vectorized", progress_bar=False,
         )  # fmt: skip
         counted = {"extra_fields": ("num_steps",)}
@@ -111,15 +162,7 @@ def numpyro_jitted(model: Callable, data: Data, warmup: int, draws: int) -> Samp
         values = mcmc.get_samples(group_by_chain=True)
         return values, jnp.sum(warmup_steps), jnp.sum(steps)
 
-    with jax.enable_x64(True):
-        call = jax.jit(run).lower(np.uint32(0), data.arrays()).compile()
-
-    def sample(seed: int, data: Data) -> Sample:
-        with jax.enable_x64(True):
-            values, *steps = call(np.uint32(seed), data.arrays())
-        return Sample({k: np.asarray(v) for k, v in values.items()}, *map(int, steps))
-
-    return sample
+    return jitted(run, data)
 
 
 def numpyro_object(model: Callable, data: Data, warmup: int, draws: int) -> Sampler:
@@ -151,24 +194,13 @@ def blackjax_chain(
     The position is one flat vector, the data are arguments, and of the warm-up only the numbers
     of steps are kept. ``over_chains`` is lax.map, or jax.vmap as its documentation has it.
     """
-    with jax.enable_x64(True):
-        found, potential, constrain, _ = initialize_model(
-            random.key(0), model, dynamic_args=True, model_args=data.args,
-            model_kwargs=dict(data.kwargs), validate_grad=False,
-        )  # fmt: skip
-        flat, unravel = ravel_pytree(found.z)
-
+    flat, bind = flattened(model, data)
     steps_only = get_filter_adapt_info_fn(info_keys={"num_integration_steps"})
 
     def chain(arrays: list[Any], key: Any) -> tuple[dict, Any, Any]:
-        args, kwargs = data.with_arrays(arrays)
-        energy, to_values = potential(*args, **kwargs), constrain(*args, **kwargs)
+        log_density, values = bind(arrays)
         key_start, key_warmup, key_draws = random.split(key, 3)
         start = random.uniform(key_start, flat.shape, flat.dtype, -2.0, 2.0)
-
-        def log_density(position: Any) -> Any:
-            return -energy(unravel(position))
-
         adaptation = blackjax.window_adaptation(
             blackjax.nuts, log_density, target_acceptance_rate=0.8, adaptation_info_fn=steps_only,
             is_mass_matrix_diagonal=not dense,
@@ -181,23 +213,13 @@ def blackjax_chain(
             return state, (state.position, info.num_integration_steps)
 
         _, (positions, steps) = lax.scan(draw, state, random.split(key_draws, draws))
-        values = jax.vmap(lambda position: to_values(unravel(position)))(positions)
-        return values, jnp.sum(info.info.num_integration_steps), jnp.sum(steps)
+        return jax.vmap(values)(positions), jnp.sum(info.info.num_integration_steps), jnp.sum(steps)
 
     def run(seed: Any, arrays: list[Any]) -> Any:
         keys = random.split(random.key(seed), CHAINS)
         return over_chains(functools.partial(chain, arrays), keys)
 
-    with jax.enable_x64(True):
-        call = jax.jit(run).lower(np.uint32(0), data.arrays()).compile()
-
-    def sample(seed: int, data: Data) -> Sample:
-        with jax.enable_x64(True):
-            values, warmup_steps, steps = call(np.uint32(seed), data.arrays())
-        values = {k: np.asarray(v) for k, v in values.items()}
-        return Sample(values, *(int(np.asarray(x).sum()) for x in (warmup_steps, steps)))
-
-    return sample
+    return jitted(run, data)
 
 
 def blackjax_mapped(model: Callable, data: Data, warmup: int, draws: int) -> Sampler:

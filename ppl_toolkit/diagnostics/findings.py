@@ -438,22 +438,24 @@ def _agreement(draws: xarray.Dataset, judged: Judged, limit: float) -> list[Find
     chains, count = draws.sizes["chain"], draws.sizes["draw"]
     if few := _few_draws(chains, count):
         return few
+    return _runs_apart(
+        judged,
+        float(np.sqrt(limit**2 + 1.0 / count)),
+        "the chains found different approximations, of several modes perhaps, or an optimisation "
+        "failed.",
+        "Look at the chains one by one; take more starts, paths or steps; or use NUTS or SMC.",
+    )
+
+
+def _runs_apart(judged: Judged, limit: float, why: str, remedy: str) -> list[Finding]:
+    """Whether runs of independent draws differ: R-hat above a limit."""
     number = float(np.nanmax(judged.r_hat, initial=1.0))
-    limit = float(np.sqrt(limit**2 + 1.0 / count))
     if number <= limit:
         return []
     worst = _worst(judged.names, -judged.r_hat, judged.r_hat > limit)
-    return [
-        Finding(
-            "r_hat",
-            "error" if number > _HOPELESS_R_HAT else "warning",
-            worst,
-            number,
-            f"R-hat is {number:.3f} (above {limit:.3g}){_naming(worst)}: the chains found "
-            "different approximations, of several modes perhaps, or an optimisation failed.",
-            "Look at the chains one by one; take more starts, paths or steps; or use NUTS or SMC.",
-        )
-    ]
+    severity = "error" if number > _HOPELESS_R_HAT else "warning"
+    said = f"R-hat is {number:.3f} (above {limit:.3g}){_naming(worst)}: {why}"
+    return [Finding("r_hat", severity, worst, number, said, remedy)]
 
 
 def _numbers(chains: Sequence[int] | np.ndarray) -> str:
@@ -608,22 +610,13 @@ def _runs_differ(judged: Judged, count: int) -> list[Finding]:
     For these, N (R-hat^2 - 1) / 2 is about F - 1, F the mean square between the halves of four
     chains in units of that within; it exceeds 5 at one scalar in 100,000.
     """
-    limit = float(np.sqrt(R_HAT**2 + 8.0 / count))
-    number = float(np.nanmax(judged.r_hat, initial=1.0))
-    if number <= limit:
-        return []
-    worst = _worst(judged.names, -judged.r_hat, judged.r_hat > limit)
-    return [
-        Finding(
-            "r_hat",
-            "error" if number > _HOPELESS_R_HAT else "warning",
-            worst,
-            number,
-            f"R-hat is {number:.3f} (above {limit:.3g}){_naming(worst)}: the runs differ.",
-            "Take more live points, or more slices for each new one: NestedSampling(live=..., "
-            "steps=...).",
-        )
-    ]
+    return _runs_apart(
+        judged,
+        float(np.sqrt(R_HAT**2 + 8.0 / count)),
+        "the runs differ.",
+        "Take more live points, or more slices for each new one: NestedSampling(live=..., "
+        "steps=...).",
+    )
 
 
 def _of_nested(tree: xarray.DataTree) -> list[Finding]:

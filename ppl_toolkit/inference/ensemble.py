@@ -23,11 +23,11 @@ import numpy as np
 from jax import lax, random
 from jaxtyping import Array, Float, Int
 
-from ppl_toolkit.errors import OptionError
 from ppl_toolkit.inference import scaling, warm_up
 from ppl_toolkit.inference.adaptation import DualAveraging, LowRank, Metric
 from ppl_toolkit.inference.ascent import Adam, ascended
-from ppl_toolkit.inference.hmc import METRICS, Draw, Settings, metric_of_scales
+from ppl_toolkit.inference.hmc import Draw, metric_of_scales
+from ppl_toolkit.inference.learning import Learning, Settings
 from ppl_toolkit.inference.step_sizes import require_count
 from ppl_toolkit.inference.trajectory import (
     Flight,
@@ -141,7 +141,7 @@ def chees_gradient(
 
 
 @dataclasses.dataclass(frozen=True)
-class Ensemble:
+class Ensemble(Learning):
     """An ensemble of chains: the start, the warm-up, one transition of all chains.
 
     `flight` is what makes it ChEES-HMC or MAMS.
@@ -162,17 +162,8 @@ class Ensemble:
     brief_start: ClassVar[bool] = True  # `init` runs once: it is made quickly
 
     def __post_init__(self) -> None:
-        if not 0.0 < self.target_acceptance < 1.0:
-            raise OptionError(
-                f"target_acceptance must lie between 0 and 1; got {self.target_acceptance}."
-            )
-        if self.metric not in ("auto", *METRICS):
-            raise OptionError(f"metric must be 'auto' or one of {METRICS}; got {self.metric!r}.")
+        super().__post_init__()
         require_count("max_steps", self.max_steps)
-        if not isinstance(self.warmup, int) or self.warmup < 0:
-            raise OptionError(f"warmup must be an integer >= 0; got {self.warmup!r}.")
-        if not self.init_radius >= 0.0:
-            raise OptionError(f"init_radius must be >= 0; got {self.init_radius}.")
 
     # -- what the dynamics are --------------------------------------------------------------
 
@@ -192,28 +183,9 @@ class Ensemble:
 
     # -- the method -------------------------------------------------------------------------
 
-    def check(self, program: Any) -> None:
-        """Refuse programs without a continuous latent site, or with discrete ones."""
-        program.require_gradients(type(self).__name__)
-
     def statics(self) -> tuple:
         """The options that are part of the compiled program."""
         return (self.metric, self.max_steps)
-
-    def settings(self, program: Any, warmup: int) -> Settings:
-        """The options that are arguments of the compiled program."""
-        dtype, first = program.precision, Plan.of(warmup).first
-        return Settings(
-            np.asarray(self.target_acceptance, dtype),
-            np.asarray(self.init_radius, dtype),
-            *(np.asarray(number, np.int32) for number in first),
-        )
-
-    def kind(self, dim: int) -> str:
-        """The type of the metric of so many dimensions."""
-        if self.metric != "auto":
-            return self.metric
-        return "dense" if dim <= scaling.MOST_DENSE else "low rank"
 
     def init(self, keys: Any, start: Any, target: Any, settings: Settings) -> EnsembleState:
         """First points of all chains; scales from their gradients."""

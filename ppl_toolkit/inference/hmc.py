@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax, random
 from jax.flatten_util import ravel_pytree
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Int
 
 from ppl_toolkit.errors import OptionError
 from ppl_toolkit.inference import warm_up
@@ -32,8 +32,9 @@ from ppl_toolkit.inference.kernel import (
     Stage,
     require_continuous,
 )
+from ppl_toolkit.inference.learning import Learning, Settings
 from ppl_toolkit.inference.randomness import continuous
-from ppl_toolkit.inference.scaling import MOST_DENSE, RANK
+from ppl_toolkit.inference.scaling import RANK
 from ppl_toolkit.inference.target import Space, Target
 from ppl_toolkit.inference.trajectory import (
     MOST_ENERGY_ERROR,
@@ -50,16 +51,14 @@ from ppl_toolkit.inference.trajectory import (
     where,
 )
 from ppl_toolkit.inference.tuning import cloud_covariance, next_log_step
-from ppl_toolkit.inference.warm_up import EARLY, METRIC, OVER, STEP, TRIAL, Plan
+from ppl_toolkit.inference.warm_up import EARLY, METRIC, OVER, STEP, TRIAL
 from ppl_toolkit.positions import Position
 
 __all__ = [
     "HMC",
-    "METRICS",
     "NUTS",
     "Draw",
     "HMCState",
-    "Settings",
     "hmc_transition",
     "metric_of_scales",
     "nuts_transition",
@@ -69,7 +68,6 @@ _FIRST_STEP = 0.1
 _CAREFUL = 16  # every so many draws steps are half as long, so that no chain stays for long where
 # the curvature is larger than elsewhere
 _EARLY_DEPTH = 6  # of trajectories while nothing is known of the scales
-METRICS = ("diagonal", "dense", "low rank")
 
 
 class HMCState(NamedTuple):
@@ -102,21 +100,6 @@ class _Composed(NamedTuple):
 
     chain: HMCState
     moments: Moments
-
-
-class Settings(NamedTuple):
-    """Options that are arguments of the compiled program.
-
-    Attributes:
-        target_acceptance: of the step size.
-        radius: of the random starts.
-        phase, until: how warm-up begins.
-    """
-
-    target_acceptance: Float[Any, ""]
-    radius: Float[Any, ""]
-    phase: Int[Any, ""]
-    until: Int[Any, ""]
 
 
 def hmc_transition(
@@ -312,7 +295,7 @@ def nuts_transition(
 
 
 @dataclasses.dataclass(frozen=True)
-class _Hamiltonian(Spec):
+class _Hamiltonian(Learning, Spec):
     """What HMC and NUTS share: the start, the warm-up, the bookkeeping of a chain."""
 
     target_acceptance: float = 0.8
@@ -325,40 +308,9 @@ class _Hamiltonian(Spec):
     tunes: ClassVar[bool] = True
     brief_start: ClassVar[bool] = True  # `init` runs once: it is made quickly
 
-    def __post_init__(self) -> None:
-        if not 0.0 < self.target_acceptance < 1.0:
-            raise OptionError(
-                f"target_acceptance must lie between 0 and 1; got {self.target_acceptance}."
-            )
-        if self.metric not in ("auto", *METRICS):
-            raise OptionError(f"metric must be 'auto' or one of {METRICS}; got {self.metric!r}.")
-        if not isinstance(self.warmup, int) or self.warmup < 0:
-            raise OptionError(f"warmup must be an integer >= 0; got {self.warmup!r}.")
-        if not self.init_radius >= 0.0:
-            raise OptionError(f"init_radius must be >= 0; got {self.init_radius}.")
-
-    def check(self, program: Any) -> None:
-        """Refuse programs without a continuous latent site, or with discrete ones."""
-        program.require_gradients(type(self).__name__)
-
     def statics(self) -> tuple:
         """The options that are part of the compiled program."""
         return (self.metric,)
-
-    def settings(self, program: Any, warmup: int) -> Settings:
-        """The options that are arguments of the compiled program."""
-        dtype, first = program.precision, Plan.of(warmup).first
-        return Settings(
-            np.asarray(self.target_acceptance, dtype),
-            np.asarray(self.init_radius, dtype),
-            *(np.asarray(number, np.int32) for number in first),
-        )
-
-    def kind(self, dim: int) -> str:
-        """The type of the metric of so many dimensions."""
-        if self.metric != "auto":
-            return self.metric
-        return "dense" if dim <= MOST_DENSE else "low rank"
 
     @abc.abstractmethod
     def transition(

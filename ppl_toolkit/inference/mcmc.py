@@ -11,12 +11,13 @@ import jax.numpy as jnp
 import numpy as np
 from jax import random
 
-from ppl_toolkit.errors import MethodError, OptionError
+from ppl_toolkit.errors import MethodError
 from ppl_toolkit.inference.adaptation import Schedule, schedule
 from ppl_toolkit.inference.first_point import first_finite
 from ppl_toolkit.inference.kernel import Info, Kernel, Stage, require_spec
 from ppl_toolkit.inference.moves import moves_of
 from ppl_toolkit.inference.rehearsal import try_out
+from ppl_toolkit.inference.step_sizes import require_radius, require_warmup
 from ppl_toolkit.inference.target import Space, Target, space_of
 from ppl_toolkit.layout import Layout, in_order
 from ppl_toolkit.positions import Position
@@ -116,10 +117,8 @@ class MCMC:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "kernel", require_spec(self.kernel))
-        if isinstance(self.warmup, bool) or not isinstance(self.warmup, int) or self.warmup < 0:
-            raise OptionError(f"warmup must be an integer >= 0; got {self.warmup!r}.")
-        if not self.init_radius >= 0.0:
-            raise OptionError(f"init_radius must be >= 0; got {self.init_radius}.")
+        require_warmup(self.warmup)
+        require_radius(self.init_radius)
 
     @property
     def needs(self) -> tuple[Any, ...]:

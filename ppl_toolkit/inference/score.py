@@ -36,7 +36,7 @@ from ppl_toolkit.inference.particle_filter import Filter, follow, require_partic
 from ppl_toolkit.inference.particle_gibbs import Path, renewed, sweep, usual_particles
 from ppl_toolkit.inference.proposals import Bootstrap, Proposal, require_proposal
 from ppl_toolkit.inference.state_space import Series, StateSpace, state_space
-from ppl_toolkit.inference.step_sizes import require_count
+from ppl_toolkit.inference.step_sizes import require_count, require_radius
 from ppl_toolkit.program import Program
 from ppl_toolkit.replay import at_unconstrained, log_det_name
 from ppl_toolkit.sites import variable_name
@@ -424,8 +424,7 @@ class ScoreAscent:
         require_count("sweeps", self.sweeps)
         for name, most in (("dropped", self.sweeps - 1), ("moves", None), ("warmup", None)):
             _require_whole(name, getattr(self, name), most)
-        if not self.init_radius >= 0.0:
-            raise OptionError(f"init_radius must be >= 0; got {self.init_radius!r}.")
+        require_radius(self.init_radius)
         require_proposal(self.proposal)
         require_optimizer(self.optimizer)
 

@@ -34,7 +34,12 @@ from ppl_toolkit.inference.kernel import (
 )
 from ppl_toolkit.inference.randomness import continuous
 from ppl_toolkit.inference.scaling import MOST_DENSE
-from ppl_toolkit.inference.step_sizes import require_count, require_positive
+from ppl_toolkit.inference.step_sizes import (
+    require_count,
+    require_positive,
+    require_radius,
+    require_warmup,
+)
 from ppl_toolkit.inference.target import Space, Target
 from ppl_toolkit.inference.tuning import cloud_covariance
 from ppl_toolkit.positions import Position
@@ -132,10 +137,8 @@ class Slice(Spec):
             raise OptionError(f"directions must be one of {_DIRECTIONS}; got {self.directions!r}.")
         require_positive("width", self.width)
         require_count("max_expansions", self.max_expansions)
-        if isinstance(self.warmup, bool) or not isinstance(self.warmup, int) or self.warmup < 0:
-            raise OptionError(f"warmup must be an integer >= 0; got {self.warmup!r}.")
-        if not self.init_radius >= 0.0:
-            raise OptionError(f"init_radius must be >= 0; got {self.init_radius}.")
+        require_warmup(self.warmup)
+        require_radius(self.init_radius)
 
     # -- as a kernel ---------------------------------------------------------------------------
 

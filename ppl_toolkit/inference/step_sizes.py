@@ -11,7 +11,15 @@ import numpy as np
 
 from ppl_toolkit.errors import OptionError
 
-__all__ = ["Cyclical", "PolynomialDecay", "require_count", "require_positive", "require_step_size"]
+__all__ = [
+    "Cyclical",
+    "PolynomialDecay",
+    "require_count",
+    "require_positive",
+    "require_radius",
+    "require_step_size",
+    "require_warmup",
+]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -96,6 +104,18 @@ def require_count(name: str, value: Any) -> None:
     """Refuse what is no positive integer."""
     if isinstance(value, bool) or not isinstance(value, int) or value < 1:
         raise OptionError(f"{name} must be an integer >= 1; got {value!r:.60}.")
+
+
+def require_warmup(value: Any) -> None:
+    """Refuse what is no number of warm-up iterations."""
+    if isinstance(value, bool) or not isinstance(value, int) or value < 0:
+        raise OptionError(f"warmup must be an integer >= 0; got {value!r:.60}.")
+
+
+def require_radius(value: Any) -> None:
+    """Refuse what is no radius of random starts."""
+    if not value >= 0.0:
+        raise OptionError(f"init_radius must be >= 0; got {value!r:.60}.")
 
 
 def require_step_size(method: str, step_size: Any, advice: str) -> None:
