@@ -52,11 +52,16 @@ MAKERS = {
 }
 
 
-def fresh_process(arguments: list[str], cache: str | None = None) -> Any:
-    """The JSON that a fresh Python process prints; ``cache`` is its directory of programs."""
-    environment = {k: v for k, v in os.environ.items() if not k.startswith(("PPL_", "JAX_"))}
+def fresh_process(arguments: list[str], cache: str | None = None, peer: bool = False) -> Any:
+    """The JSON that a fresh Python process prints; ``cache`` is its directory of programs.
+
+    Modules are compiled to bytecode once, as those of installed packages are; ``peer`` says that
+    the directory is JAX's.
+    """
+    own = ("PPL_", "JAX_", "PYTHONDONTWRITEBYTECODE")
+    environment = {k: v for k, v in os.environ.items() if not k.startswith(own)}
     environment["PPL_CACHE_DIR"] = cache or "off"
-    if cache and "ours" not in arguments:
+    if cache and peer:
         environment |= {
             "JAX_COMPILATION_CACHE_DIR": cache,
             "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
@@ -105,8 +110,9 @@ def call_rows(repeats: int) -> list[list[Any]]:
         for label, maker in MAKERS.items():
             with tempfile.TemporaryDirectory() as cache:
                 arguments = [__file__, "--job", maker]
-                empty[label].append(fresh_process(arguments, cache))
-                filled[label].append(fresh_process(arguments, cache))
+                peer = maker != "ours"
+                empty[label].append(fresh_process(arguments, cache, peer))
+                filled[label].append(fresh_process(arguments, cache, peer))
 
     def middle(runs: list, column: int) -> float:
         return median(run[column] for run in runs)
