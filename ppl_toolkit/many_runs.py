@@ -92,7 +92,7 @@ def each_data_set(
         KeyboardInterrupt: at the end of what was finished, if Ctrl-C came before all was.
     """
     program, device = engine.program, engine.devices[0]
-    groups = grouped(chains, engine.lanes)
+    groups = grouped(chains, engine)
     origins, given = np.zeros((chains, program.size), program.precision), np.zeros(chains, bool)
     starts = start_numbers(chains, superchains)
     with program.context():

@@ -1,9 +1,9 @@
 """The one loop that runs every method: units, chunks, threads, devices, progress, checkpoints.
 
-A *unit* is one compiled program over a fixed number of lanes (chains in lock step; one lane on
-CPU). It advances its chains by a number of iterations that is an argument of the program, so that
-the same executable serves every chunk length: draws cannot depend on how a run is cut up. Units
-are spread over threads that call the same executable, or over devices.
+A *unit* is some chains that one call of a compiled program advances, in lock step or one after the
+other (on CPU). The number of iterations is an argument of the program, so that the same executable
+serves every chunk length: draws cannot depend on how a run is cut up. Units are spread over threads
+that call the same executable, or over devices.
 """
 
 from __future__ import annotations
@@ -100,13 +100,13 @@ class Run:
                 shared_inputs(engine.consts, engine.data, settings, seed, device)
                 for device in devices
             ]
+            on_cpu = devices[0].platform == "cpu"
+            threads = threads or (len(os.sched_getaffinity(0)) if on_cpu else len(devices))
             self.units = [
                 Unit(engine, group, inputs[i % len(devices)], devices[i % len(devices)])
-                for i, group in enumerate(grouped(chains, engine.lanes))
+                for i, group in enumerate(grouped(chains, engine, threads))
             ]
-        on_cpu = devices[0].platform == "cpu"
-        default = len(os.sched_getaffinity(0)) if on_cpu else len(devices)
-        self.threads = max(1, min(threads or default, len(self.units)))
+        self.threads = max(1, min(threads, len(self.units)))
         self._running: list[concurrent.futures.Future] = []
 
     def _each(self, pool: concurrent.futures.Executor, work: Callable[[Unit], Any]) -> list[Any]:
@@ -174,7 +174,7 @@ class Run:
         is shown the draws, and ends the run when its goal is reached.
         """
         iteration, length = start, chunk or 16
-        most = max(1, _CHUNK_BYTES // (self.engine.row_bytes * len(self.units)))
+        most = max(1, _CHUNK_BYTES // (self.engine.row_bytes * self.chains))
         seconds = {"warmup": 0.0, "sampling": 0.0}
         steps, error = warmup_steps, None
         segment: list[Block] = []

@@ -1,4 +1,4 @@
-"""Chains that run in lock step by compiled functions, and what is done with several such units."""
+"""Chains that one call of a compiled program advances, and what is done with several such units."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ __all__ = ["GivenUpError", "Unit", "advanced", "grouped", "shared_inputs", "stat
 
 
 class Unit:
-    """Some chains that run in lock step on one device: their inputs and their state.
+    """Some chains that one call advances on one device: their inputs and their state.
 
     Args:
         engine: compiled functions.
@@ -28,17 +28,17 @@ class Unit:
         self, engine: Engine, chains: Sequence[int], inputs: tuple, device: Any, first: int = 0
     ) -> None:
         self.engine, self.chains, self.device = engine, tuple(chains), device
-        numbers = self._filled(np.array(chains, np.uint32) + np.uint32(first))
-        self.inputs = (*inputs, numbers)
+        self.inputs = (*inputs, np.int32(len(chains)))
+        self.numbers = self._filled(np.array(chains, np.uint32) + np.uint32(first))
         self.state: Any = None  # on the device, or NumPy arrays on their way to it
 
     def _filled(self, rows: np.ndarray) -> np.ndarray:
-        """One row per lane from one row per chain of this unit."""
-        empty = self.engine.lanes - len(rows)
+        """As many rows as a call takes from one row per chain of this unit."""
+        empty = self.engine.room - len(rows)
         return np.concatenate([rows, np.repeat(rows[-1:], empty, 0)]) if empty else rows
 
     def _padded(self, x: np.ndarray) -> np.ndarray:
-        """One row per lane from one row per chain of the whole run."""
+        """As many rows as a call takes from one row per chain of the whole run."""
         return self._filled(np.asarray(x)[self.chains[0] : self.chains[-1] + 1])
 
     def init(
@@ -46,9 +46,8 @@ class Unit:
     ) -> None:
         """The first states; ``starts`` are numbers that chains may share, else the chains'."""
         call = self.engine.function("init", self.device)
-        *inputs, chains = self.inputs
-        keys = chains if starts is None else self._padded(starts).astype(np.uint32)
-        self.state = call(*inputs, keys, self._padded(positions), self._padded(given))
+        keys = self.numbers if starts is None else self._padded(starts).astype(np.uint32)
+        self.state = call(*self.inputs, keys, self._padded(positions), self._padded(given))
 
     def use(self, data: Any) -> None:
         """Go on with other data of the same shapes (`refresh` renews the state's caches)."""
@@ -61,22 +60,24 @@ class Unit:
 
     def refresh(self) -> None:
         call = self.engine.function("refresh", self.device)
-        self.state = call(*self.inputs[:3], self.state)
+        consts, data, settings, _, active = self.inputs
+        self.state = call(consts, data, settings, active, self.state)
 
     def host_state(self) -> Any:
         return jax.tree.map(lambda x: np.array(np.asarray(x)[: len(self.chains)]), self.state)
 
     def advance(self, index: int, count: int, collect: bool) -> list[Block]:
-        """Run ``count`` iterations; blocks of at most ``rows`` draws, padding lanes dropped."""
+        """Run ``count`` iterations; blocks of at most ``rows`` draws of these chains."""
         call = self.engine.function("advance", self.device)
-        blocks, lanes = [], len(self.chains)
+        blocks, chains = [], len(self.chains)
         while count:
             rows = min(count, self.engine.rows)
             self.state, *given = call(
-                *self.inputs, self.state, np.int32(index), np.int32(rows), np.bool_(collect)
-            )
+                *self.inputs, self.numbers, self.state, np.int32(index), np.int32(rows),
+                np.bool_(collect),
+            )  # fmt: skip
             given = jax.tree.map(np.asarray, given)
-            blocks.append(self.engine.block(given, lanes, rows, collect))
+            blocks.append(self.engine.block(given, chains, rows, collect))
             index, count = index + rows, count - rows
         return blocks
 
@@ -91,9 +92,10 @@ def shared_inputs(consts: Any, data: Any, settings: Any, seed: int, device: Any)
     return jax.device_put((consts, data, settings, words), device)
 
 
-def grouped(chains: int, lanes: int) -> list[range]:
-    """The chains of every unit of a run."""
-    return [range(first, min(first + lanes, chains)) for first in range(0, chains, lanes)]
+def grouped(chains: int, engine: Engine, threads: int = 1) -> list[range]:
+    """The chains of every unit of a run: such that all threads have some, if chains are alone."""
+    size = min(engine.room, -(-chains // threads)) if engine.in_turn else engine.room
+    return [range(first, min(first + size, chains)) for first in range(0, chains, size)]
 
 
 def state_of(units: Sequence[Unit]) -> Any:
