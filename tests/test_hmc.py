@@ -135,7 +135,7 @@ def test_the_iterative_tree_stops_where_the_recursive_definition_does(density, k
     gradient = jax.value_and_grad(density)
     grow = jax.jit(
         lambda key, z, step: hmc._subtree(
-            key, gradient, metric, step, z, energy_of(z), jnp.int32(2**depth), depth
+            key, 0, gradient, metric, step, z, energy_of(z), jnp.int32(2**depth), depth
         )
     )
     rng = np.random.default_rng(5)
@@ -170,7 +170,7 @@ def test_the_point_of_a_subtree_is_chosen_with_probability_proportional_to_its_w
     points = orbit(quartic, metric, step, z, 8)
     assert turns_by_definition(points, "diagonal") is None
     leaves, _ = jax.jit(
-        jax.vmap(lambda k: hmc._subtree(k, gradient, metric, step, z, energy, jnp.int32(8), 3))
+        jax.vmap(lambda k: hmc._subtree(k, 5, gradient, metric, step, z, energy, jnp.int32(8), 3))
     )(keys)
     positions = np.array([p.point.position for p in points])
     chosen = np.linalg.norm(leaves.chosen.position[:, None] - positions, axis=-1).argmin(axis=1)

@@ -132,8 +132,21 @@ def _turning(left: Vector, right: Vector, total: Vector) -> Bool[Array, ""]:
     return (jnp.dot(left, span) <= 0.0) | (jnp.dot(right, span) <= 0.0)
 
 
+def _uniform(key: Any, number: Any, dtype: Any) -> Scalar:
+    """A number in (0, 1] for each key and ``number``, by one block of the generator.
+
+    It is the folded key itself, which serves for nothing else.
+    """
+    high, low = random.key_data(random.fold_in(key, number))
+    if dtype == jnp.float32:
+        return ((high >> 8) + 1).astype(dtype) * 2.0**-24
+    words = high.astype(jnp.uint64) << 32 | low.astype(jnp.uint64)
+    return ((words >> 11) + 1).astype(dtype) * 2.0**-53
+
+
 def _subtree(
     key: Any,
+    before: Int[Array, ""],
     gradient: Gradient,
     metric: Metric | LowRank,
     step: Scalar,
@@ -148,7 +161,8 @@ def _subtree(
     momentum and momentum sum kept at its first point. Two arrays of ``max_depth`` rows hold
     all that is ever needed. The multinomial choice is by exponential jumps: a point that was
     chosen when the total weight was W stays until the total passes W / u with u uniform, so
-    that random numbers are drawn only at replacements.
+    that random numbers are drawn only at replacements. Those of point n have the number
+    ``before`` + n of the key.
     """
     dtype, dim = start.momentum.dtype, start.momentum.shape[0]
     zero = jnp.zeros((), dtype)
@@ -172,7 +186,7 @@ def _subtree(
         chosen_now = log_weight > bar
         bar = lax.cond(
             chosen_now,
-            lambda: log_weight - jnp.log(random.uniform(random.fold_in(key, n), (), dtype)),
+            lambda: log_weight - jnp.log(_uniform(key, before + n, dtype)),
             lambda: bar,
         )
         total = leaves.momentum_sum + z.momentum
@@ -227,14 +241,15 @@ def nuts_transition(
     ``depth_limit`` is a number of doublings as data, max_depth at most.
     Cost: one gradient per leapfrog step; memory O(max_depth D).
     """
-    key_momentum, key_way, key_merge, key_leaf = random.split(key, 4)
+    key_momentum, key_doubling, key_leaf = random.split(key, 3)
     dtype = point.position.dtype
     limit = max_depth if depth_limit is None else depth_limit
     noise = random.normal(key_momentum, point.position.shape, dtype)
     start = Phase(point, noise)
     energy_0 = energy_of(start)
-    ways = random.bits(key_way, (), jnp.uint32)
-    log_uniforms = jnp.log(random.uniform(key_merge, (max_depth,), dtype))
+    # The first binary digit of a number is the way of a doubling, the others are as uniform.
+    digits = 2.0 * random.uniform(key_doubling, (max_depth,), dtype)
+    forwards, log_uniforms = digits >= 1.0, jnp.log(digits % 1.0)
     zero = jnp.zeros((), dtype)
     tree = _Leaves(
         point, energy_0, zero, start.momentum, jnp.asarray(False), jnp.asarray(False), zero,
@@ -247,9 +262,10 @@ def nuts_transition(
 
     def double(carry: tuple) -> tuple:
         depth, tree, left, right = carry
-        forward = (ways >> depth.astype(jnp.uint32)) & 1 == 1
+        forward = forwards[depth]
         subtree, end = _subtree(
-            random.fold_in(key_leaf, depth),
+            key_leaf,
+            tree.size,
             gradient,
             metric,
             jnp.where(forward, step, -step),

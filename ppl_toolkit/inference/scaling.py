@@ -45,16 +45,15 @@ def diagonal(x: Table, g: Table) -> Float[np.ndarray, " D"]:
     return np.sqrt(np.clip(np.where(np.isfinite(ratio), ratio, 1.0), _LEAST**2, _MOST**2))
 
 
-def _powers(a: np.ndarray, *powers: float) -> list[np.ndarray]:
-    values, vectors = np.linalg.eigh(a)
-    return [(vectors * np.maximum(values, 1e-300) ** power) @ vectors.T for power in powers]
-
-
 def _geometric_mean(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """The geometric mean of a and b^-1: the matrix m with m b m = a."""
-    half, back = _powers(b, 0.5, -0.5)
-    (middle,) = _powers(half @ a @ half, 0.5)
-    return back @ middle @ back
+    """The geometric mean of a and b^-1: the matrix m with m b m = a.
+
+    With b = L L', the matrix L' m L has the square L' a L.
+    """
+    lower = np.linalg.cholesky(b)
+    values, vectors = np.linalg.eigh(lower.T @ a @ lower)
+    half = np.linalg.solve(lower.T, vectors * np.maximum(values, 0.0) ** 0.25)
+    return half @ half.T
 
 
 def _shrunk(z: np.ndarray) -> np.ndarray:
@@ -131,15 +130,26 @@ def condition(metric: AnyMetric, x: Table, g: Table) -> float:
     return extent(metric, x) * stiffness(metric, g)
 
 
-def _candidates(kind: str, x: Table, g: Table) -> dict[str, AnyMetric]:
-    """Metrics of one type by what they are made of; the simplest first."""
-    scale, d = diagonal(x, g), x.shape[1]
-    if kind == "diagonal":
-        return {"diagonal": Metric(scale)}
+_CANDIDATES = {  # what metrics of a type are made from, the simplest first
+    "diagonal": ("diagonal",),
+    "dense": ("diagonal", "dense"),
+    "low rank": ("diagonal", "low rank"),
+}
+
+
+def _candidate(name: str, x: Table, g: Table) -> AnyMetric:
+    if name == "diagonal":
+        return Metric(diagonal(x, g))
+    return dense(x, g) if name == "dense" else low_rank(x, g)
+
+
+def _of_type(kind: str, metric: AnyMetric) -> AnyMetric:
+    """The metric in the form of its type."""
+    if isinstance(metric, LowRank) or metric.factor.ndim == 2 or kind == "diagonal":
+        return metric
     if kind == "dense":
-        return {"diagonal": Metric(np.diag(scale)), "dense": dense(x, g)}
-    plain = LowRank(scale, np.zeros((RANK, d)), np.zeros(RANK))
-    return {"diagonal": plain, "low rank": low_rank(x, g)}
+        return Metric(np.diag(metric.factor))
+    return LowRank(metric.factor, np.zeros((RANK, len(metric.factor))), np.zeros(RANK))
 
 
 def best(
@@ -158,11 +168,12 @@ def best(
     """
     logs: dict[str, float] = {}
     for own, other in (folds, folds[::-1]):
-        for name, metric in _candidates(kind, *own).items():
-            logs[name] = logs.get(name, 0.0) + 0.5 * np.log(condition(metric, *other))
+        for name in _CANDIDATES[kind]:
+            suits = condition(_candidate(name, *own), *other)
+            logs[name] = logs.get(name, 0.0) + 0.5 * np.log(suits)
     present = np.mean([np.log(condition(current, *fold)) for fold in folds])
     handicaps = {name: 0.0 if name == "diagonal" else np.log(_SIMPLER) for name in logs}
     chosen = min(logs, key=lambda name: logs[name] + handicaps[name])
     both = (np.concatenate(parts) for parts in zip(*folds, strict=True))
-    made = _candidates(kind, *both)[chosen]
+    made = _of_type(kind, _candidate(chosen, *both))
     return made, chosen, float(np.exp(logs[chosen])), float(np.exp(present))
