@@ -39,6 +39,14 @@ _HOME = {
     "OnlineFilter": "inference.online",
     "HMC": "inference.hmc",
     "NUTS": "inference.hmc",
+    "ChEES": "inference.chees",
+    "MAMS": "inference.mams",
+    "Slice": "inference.slice",
+    "EllipticalSlice": "inference.elliptical_slice",
+    "NestedSampling": "inference.nested_sampling",
+    "Laplace": "inference.laplace",
+    "Pathfinder": "inference.pathfinder",
+    "SVI": "inference.variational",
     "Prior": "inference.prior",
     "Enumeration": "inference.enumeration",
     "MCMC": "inference.mcmc",
@@ -68,13 +76,21 @@ if TYPE_CHECKING:
     from ppl_toolkit.files import load, save
     from ppl_toolkit.front_door import extend, infer
     from ppl_toolkit.goals import Goal
+    from ppl_toolkit.inference.chees import ChEES
+    from ppl_toolkit.inference.elliptical_slice import EllipticalSlice
     from ppl_toolkit.inference.enumeration import Enumeration
     from ppl_toolkit.inference.hmc import HMC, NUTS
+    from ppl_toolkit.inference.laplace import Laplace
+    from ppl_toolkit.inference.mams import MAMS
     from ppl_toolkit.inference.mcmc import MCMC
+    from ppl_toolkit.inference.nested_sampling import NestedSampling
     from ppl_toolkit.inference.online import OnlineFilter
+    from ppl_toolkit.inference.pathfinder import Pathfinder
     from ppl_toolkit.inference.prior import Prior
+    from ppl_toolkit.inference.slice import Slice
     from ppl_toolkit.inference.smc import SMC
     from ppl_toolkit.inference.stochastic_gradient import SGHMC, SGLD, SGNHT
+    from ppl_toolkit.inference.variational import SVI
     from ppl_toolkit.predictions import log_likelihood, predict
     from ppl_toolkit.program import Program
     from ppl_toolkit.results import summary

@@ -225,12 +225,13 @@ def _by_chain(group: xarray.Dataset, found: Weights) -> str:
         "k-hat": [_written(k) for k in found.by_chain],
         "effective, by the weights": [f"{n:,.0f}" for n in found.effective],
     }
-    for name, label in (
-        ("log_evidence", "log evidence, by the weights"), ("log_evidence_sd", "standard error"),
-        ("log_density_at_mode", "log density at the mode"),
-    ):  # fmt: skip
+    for name, label, digits in (
+        ("log_evidence", "log evidence, by the weights", 6),
+        ("log_evidence_sd", "standard error", 2),
+        ("log_density_at_mode", "log density at the mode", 6),
+    ):
         if name in group:
-            columns[label] = [draw.written(float(x), 6) for x in np.asarray(group[name], float)]
+            columns[label] = [draw.written(float(x), digits) for x in group[name].values]
     if "path_elbo" in group:
         best = np.asarray(group["path_elbo"].max("path"), float)
         columns["best bound"] = [draw.written(float(x), 6) for x in best]
