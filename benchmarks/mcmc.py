@@ -7,14 +7,16 @@ DATA is the folder of posteriors that `posteriordb.load` reads. All engines run 
 process (nutpie, for the posteriors that have a PyMC form, in one beside it): first each makes its
 first call on a model (cold: nothing compiled, no caches on disk), then they take turns for some
 rounds, each round with a new seed and new data of the same shape (every number scaled by a few
-millionths; counts and labels stay). Medians over rounds are shown.
+millionths; counts and labels stay). Medians over rounds are shown. An engine that fails on a
+posterior is left out from there on, and what the others did is shown; the exit code tells.
 """
 
 import argparse
 import contextlib
 import os
 import sys
-from collections.abc import Callable, Mapping
+import traceback
+from collections.abc import Callable, Iterator, Mapping
 from statistics import median
 from typing import Any, NamedTuple
 
@@ -98,10 +100,29 @@ def one_call(posterior: Posterior, sampler: Sampler, seed: int, data: Data) -> C
     )
 
 
+@contextlib.contextmanager
+def surviving(what: str, failed: list[str]) -> Iterator[None]:
+    """A block whose failure is told at once and noted in ``failed``; what follows goes on."""
+    try:
+        yield
+    except Exception:
+        traceback.print_exc()
+        print(f"{what} failed", file=sys.stderr)
+        failed.append(what)
+
+
 def compare(
-    posterior: Posterior, engines: Mapping[str, Engine], rounds: int, draws: int
+    posterior: Posterior,
+    engines: Mapping[str, Engine],
+    rounds: int,
+    draws: int,
+    failed: list[str],
 ) -> dict[str, Calls]:
-    """Every engine on one posterior: its first call, then ``rounds`` calls in turn."""
+    """Every engine on one posterior: its first call, then ``rounds`` calls in turn.
+
+    An engine that fails is noted in ``failed`` and called no more.
+    """
+    label = {engine: f"{posterior.name} {engine}" for engine in engines}
     data = Data(posterior.args, posterior.kwargs)
     samplers: dict[str, Sampler] = {}
     cold: dict[str, float] = {}
@@ -114,19 +135,23 @@ def compare(
         return work
 
     for name in reversed(engines):
-        jax.clear_caches()
-        executables.clear()
-        cost, sample = cost_of(first(name))
-        cold[name] = cost.cpu if sample.cpu is None else sample.cpu
+        with surviving(label[name], failed):
+            jax.clear_caches()
+            executables.clear()
+            cost, sample = cost_of(first(name))
+            cold[name] = cost.cpu if sample.cpu is None else sample.cpu
     calls: dict[str, list[Call]] = {engine: [] for engine in engines}
     compilations = dict.fromkeys(engines, 0)
     for turn in range(rounds):
         for engine in engines:
-            with counted_compilations() as compiled:
-                call = one_call(posterior, samplers[engine], turn + 1, moved(data, 1e-6 * turn))
-            calls[engine].append(call)
-            compilations[engine] += len(compiled)
-    return {e: Calls(cold[e], calls[e], compilations[e]) for e in engines}
+            if label[engine] in failed:
+                continue
+            with surviving(label[engine], failed):
+                with counted_compilations() as compiled:
+                    call = one_call(posterior, samplers[engine], turn + 1, moved(data, 1e-6 * turn))
+                calls[engine].append(call)
+                compilations[engine] += len(compiled)
+    return {e: Calls(cold[e], calls[e], compilations[e]) for e in engines if calls[e]}
 
 
 def engine_row(name: str, engine: str, run: Calls) -> list[Any]:
@@ -158,7 +183,7 @@ RATIOS = (
 
 def ratios(own: Calls, peer: Calls) -> list[float | None]:
     """Ours over the peer's, round by round, as medians: the columns of `RATIOS`."""
-    pairs = list(zip(own.calls, peer.calls, strict=True))
+    pairs = list(zip(own.calls, peer.calls, strict=False))  # one that failed has fewer rounds
 
     def ratio(field: str) -> float:
         return median(getattr(a, field) / b.cpu for a, b in pairs)
@@ -221,7 +246,8 @@ def standing(runs: dict[str, Calls]) -> list[Any]:
     )
     other = runs.get("nutpie")
     row.append(warmup_gradients(own) / warmup_gradients(other) if other else None)
-    row.append(own.cold / min(run.cold for name, run in runs.items() if name != "ours"))
+    others = [run.cold for name, run in runs.items() if name != "ours"]
+    row.append(own.cold / min(others) if others else None)
     return row
 
 
@@ -258,24 +284,33 @@ def main() -> None:
     if options.models:
         names = options.models.split(",")
     print(machine("ppl_toolkit", "jax", "numpyro", "blackjax"))
-    found, rows = {}, []
+    found: dict[str, dict[str, Calls]] = {}
+    rows: list[list[Any]] = []
+    failed: list[str] = []
     for name in names:
-        posterior, engines = posteriors[name], {"ours": ENGINES["ours"], **peers}
-        with contextlib.ExitStack() as stack:
+        engines = {"ours": ENGINES["ours"], **peers}
+        with surviving(name, failed), contextlib.ExitStack() as stack:
+            posterior = posteriors[name]
             if options.nutpie_python and posterior.model.__name__ in nutpie_peer.MODELS:
                 python = options.nutpie_python
                 engines["nutpie"] = nutpie_peer.engine(python, stack)
                 engines["nutpie low rank"] = nutpie_peer.engine(python, stack, low_rank=True)
-            found[name] = compare(posterior, engines, options.rounds, options.draws)
-        rows += [engine_row(name, engine, run) for engine, run in found[name].items()]
-        print(f"{name} done", file=sys.stderr)
+            runs = compare(posterior, engines, options.rounds, options.draws, failed)
+            new = [engine_row(name, engine, run) for engine, run in runs.items()]
+            found[name], rows = runs, [*rows, *new]
+            with contextlib.redirect_stdout(sys.stderr):
+                show_table(f"{name} done", HEADER, new)
     size = f"4 chains x ({options.draws} + {options.draws}), medians of {options.rounds} rounds"
     show_table(f"Calls ({size})", HEADER, rows)
-    show_standing(found)
+    compared = {name: runs for name, runs in found.items() if "ours" in runs}
+    if compared:
+        show_standing(compared)
     for peer in (*peers, "nutpie", "nutpie low rank"):
-        both = {name: runs for name, runs in found.items() if peer in runs}
+        both = {name: runs for name, runs in compared.items() if peer in runs}
         if both:
             show_ratios(peer, both)
+    if failed:
+        sys.exit(f"failed: {', '.join(failed)}")
 
 
 if __name__ == "__main__":

@@ -62,10 +62,112 @@ def radon(pm: Any, data: Mapping[str, Any]) -> None:
     pm.Normal("measured", mean, sigma, observed=data["level"])
 
 
+def diamonds(pm: Any, data: Mapping[str, Any]) -> None:
+    b = pm.Normal("b", 0.0, 1.0, shape=24)
+    intercept = pm.StudentT("Intercept", 3.0, mu=8.0, sigma=10.0)
+    sigma = pm.HalfStudentT("sigma", 3.0, sigma=10.0)
+    pm.Normal("paid", intercept + data["design"] @ b, sigma, observed=data["price"])
+
+
+def gp_poisson(pm: Any, data: Mapping[str, Any]) -> None:
+    x = data["x"]
+    rho = pm.Gamma("rho", 25.0, 4.0)
+    alpha = pm.HalfNormal("alpha", 2.0)
+    white = pm.Normal("f_tilde", 0.0, 1.0, shape=11)
+    covariance = alpha**2 * pm.math.exp(-0.5 * ((x[:, None] - x) / rho) ** 2)
+    root = pm.math.cholesky(covariance + 1e-10 * np.eye(11))
+    pm.Poisson("count", pm.math.exp(root @ white), observed=data["k"])
+
+
+def low_dim_gauss_mix(pm: Any, data: Mapping[str, Any]) -> None:
+    ordered = pm.distributions.transforms.ordered
+    mu = pm.Normal("mu", 0.0, 2.0, shape=2, transform=ordered, initval=[-1.0, 1.0])
+    sigma = pm.HalfNormal("sigma", 2.0, shape=2)
+    theta = pm.Beta("theta", 5.0, 5.0)
+    weights = (theta, 1.0 - theta)
+    # By hand: half the time of pm.NormalMixture.
+    joint = (
+        pm.math.log(weights[i] / sigma[i]) - 0.5 * ((data["y"] - mu[i]) / sigma[i]) ** 2
+        for i in range(2)
+    )
+    pm.Potential("likelihood", pm.math.logaddexp(*joint).sum())
+
+
+def discounted_sums(pm: Any, x: Any, factor: Any) -> Any:
+    """h[t] = x[t] + factor h[t - 1], with ``x`` in rows of equal length; a sixth of a scan's time.
+
+    In closed form, products with triangular matrices of powers: within the rows, then of their
+    ends.
+    """
+
+    def powers(base: Any, size: int) -> Any:
+        lags = np.subtract.outer(np.arange(size), np.arange(size)).clip(0).astype(float)
+        return base**lags * np.tri(size)
+
+    rows, columns = x.type.shape
+    within = x @ powers(factor, columns).T
+    ends = powers(factor**columns, rows) @ within[:, -1]
+    before = pm.math.concatenate([np.zeros(1), ends[:-1]])
+    return (within + before[:, None] * factor ** np.arange(1.0, columns + 1.0)).ravel()
+
+
+def garch11(pm: Any, data: Mapping[str, Any]) -> None:
+    y = data["y"]
+    mu, alpha0 = pm.Flat("mu"), pm.HalfFlat("alpha0")
+    alpha1 = pm.Uniform("alpha1", 0.0, 1.0)
+    fraction = pm.Uniform("fraction", 0.0, 1.0)
+    beta1 = pm.Deterministic("beta1", fraction * (1.0 - alpha1))
+    pm.Potential("flat_on_triangle", pm.math.log1p(-alpha1))
+    first = data["sigma1"].reshape((1,)) ** 2
+    shocks = pm.math.concatenate([first, alpha0 + alpha1 * (y[:-1] - mu) ** 2])
+    variance = discounted_sums(pm, shocks.reshape((20, 10)), beta1)  # 200 values
+    pm.Normal("value", mu, pm.math.sqrt(variance), observed=y)
+
+
+def hmm_example(pm: Any, data: Mapping[str, Any]) -> None:
+    import pytensor
+
+    transforms = pm.distributions.transforms
+    theta1, theta2 = (pm.Dirichlet(f"theta{i}", np.ones(2)) for i in (1, 2))
+    increasing = transforms.Chain([transforms.log, transforms.ordered])
+    means = np.array([3.0, 10.0])
+    mu = pm.Normal("mu", means, 1.0, shape=2, transform=increasing, initval=means)
+    exponent = -0.5 * (data["y"][:, None] - mu) ** 2
+    most = exponent.max(axis=1)
+    weight = pm.math.exp(exponent - most[:, None])
+
+    # A scalar is carried from step to step, the probability of the second state.
+    def predicted(filtered: Any, enter: Any, stay: Any) -> Any:
+        return enter + (stay - enter) * filtered
+
+    def step(first: Any, second: Any, filtered: Any, enter: Any, stay: Any) -> Any:
+        before = predicted(filtered, enter, stay)
+        joint = before * second
+        return joint / ((1.0 - before) * first + joint)
+
+    start = weight[0, 1] / weight[0].sum()
+    transitions = [theta1[1], theta2[1]]
+    filtered = pytensor.scan(
+        step,
+        sequences=[weight[1:-1, 0], weight[1:-1, 1]],
+        outputs_info=[start],
+        non_sequences=transitions,
+        return_updates=False,
+        strict=True,
+    )
+    before = predicted(pm.math.concatenate([start[None], filtered]), *transitions)
+    totals = (1.0 - before) * weight[1:, 0] + before * weight[1:, 1]
+    likelihood = most.sum() + pm.math.log(weight[0].sum()) + pm.math.log(totals).sum()
+    pm.Potential("likelihood", likelihood)
+
+
 MODELS = {
     f.__name__: f
-    for f in (eight_schools_noncentered, kidscore_momhsiq, autoregression, wells, radon)
-}
+    for f in (
+        eight_schools_noncentered, kidscore_momhsiq, autoregression, wells, radon, diamonds,
+        gp_poisson, low_dim_gauss_mix, garch11, hmm_example,
+    )
+}  # fmt: skip
 
 
 def engine(python: str, stack: contextlib.ExitStack, low_rank: bool = False) -> Callable[..., Any]:
@@ -89,7 +191,7 @@ def engine(python: str, stack: contextlib.ExitStack, low_rank: bool = False) -> 
             file = Path(folder) / "draws.npz"
             request = {
                 "model": model.__name__, "warmup": warmup, "draws": draws, "seed": seed,
-                "data": {k: np.asarray(v).tolist() for k, v in arguments.items()},
+                "data": {k: v.tolist() for k, v in arguments.items() if isinstance(v, np.ndarray)},
                 "file": str(file), "low_rank": low_rank,
             }  # fmt: skip
             print(json.dumps(request), file=process.stdin, flush=True)
@@ -117,7 +219,7 @@ def serve() -> None:
         with contextlib.redirect_stdout(sys.stderr):
             if compiled is None:
                 with pymc.Model() as model:
-                    held = {name: pymc.Data(name, values) for name, values in data.items()}
+                    held = {k: pymc.Data(k, v, shape=v.shape) for k, v in data.items()}
                     MODELS[request["model"]](pymc, held)
                 compiled = nutpie.compile_pymc_model(model)
             tree = nutpie.sample(
