@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from helpers import others_slow
 
 TUTORIALS = sorted((Path(__file__).parent.parent / "tutorials").glob("*.py"))
 
@@ -74,7 +75,7 @@ SAYS = {
     "variable_selection": [
         r"Enumeration: all latent sites are discrete, with 1,024 joint values",
         r"bmi +1\.000 +1\.000 +1\.000",
-        r"exact, 1,024 states: the posterior is invariant to a relative \de-1\d",
+        r"exact, 32 states: the posterior is invariant to a relative \de-1\d",
     ],
     "galaxies": [
         r"82 galaxies: 7 below 12, 3 above 30, 72 between",
@@ -115,8 +116,8 @@ SAYS = {
     ],
     "lynx_hare": [
         r"21 years; hares from 7\.6 to 77\.4 thousand",
-        r"birth +.* 0\.[56]\d\d \+- 0\.0\d\d ",  # particle Gibbs, in the middle of the table
-        r"PMMH +100 draws a chain: ESS +\d+ \(\S+\) in +\d+\.\d CPU s",
+        r"birth +.* 0\.[56]\d\d \+- 0\.0\d\d\n",  # particle Gibbs, last in the table
+        r"particle Gibbs +100 draws a chain: ESS +\d+ \(\S+\) in +\d+\.\d CPU s",
         r"by the sums of PPG: +6\.[345]\d\d \+- 0\.\d+ years",
         r"most lynx, of 1921 to 1930: 192[456]",
         r"process 0\.13, error 0\.1\d: log evidence +-12[0-4]\.\d",
@@ -138,7 +139,6 @@ SAYS = {
         r"site 'scale' has the prior HalfNormal.*block\(EllipticalSlice",
         r"1860: [23]\.\d\d explosions per year",
         r"steps 1: nested -6[12]\.\d\d \+- 0\.\d\d, exact -61\.70",
-        r"steps 1: SMC +-6[12]\.\d\d \+- 0\.\d\d, exact -61\.70",
         r"slices 2: log evidence .*\d\d% of the new points stayed near",
     ],
     "wide_networks": [
@@ -165,11 +165,19 @@ QUICK = {
 }
 
 
+LONG = {"galaxies", "influenza", "stochastic_volatility"}
+"""What the compiler needs most time for, however short the run: slow tests."""
+
+
 def test_there_are_tutorials():
-    assert set(SAYS) <= {path.stem for path in TUTORIALS}
+    assert set(SAYS) | LONG <= {path.stem for path in TUTORIALS}
 
 
-@pytest.mark.parametrize("path", TUTORIALS, ids=lambda path: path.stem)
+@pytest.mark.parametrize(
+    "path",
+    others_slow(TUTORIALS, *(path for path in TUTORIALS if path.stem not in LONG)),
+    ids=lambda path: path.stem,
+)
 def test_runs_from_beginning_to_end(path, tmp_path):
     done = subprocess.run(
         [sys.executable, "-c", RUN, str(path)],

@@ -49,7 +49,7 @@ from ppl_toolkit.models.scale_mixture_classification import (
 )
 
 FAST = os.environ.get("PPL_FAST") == "1"  # a short run, to check that everything works
-TRAIN, INDUCING, STEPS = (100, 20, 60) if FAST else (1000, 100, 600)
+TRAIN, INDUCING, STEPS = (50, 50, 60) if FAST else (1000, 100, 600)
 DRAWS, SHOWN = (25, 60) if FAST else (100, 400)
 
 BLUE, RED, GREEN, GREY = "#2a6f97", "#c1440e", "#4a7c3a", "#8a8a8a"
@@ -230,16 +230,17 @@ plt.show()
 # them. Here Z = X, the process itself.
 
 # %%
-few = np.concatenate([np.flatnonzero(y == c)[:5] for c in range(10)])
-X_few, y_few = X[few], y[few]
-student_few = fitted(dist.InverseGamma(2.0, 2.0), X_few, y_few, None, SVTP())
+few = np.concatenate([np.flatnonzero(c == LABELS)[:5] for c in range(10)])
+X_few, y_few = inputs(IMAGES[few]), LABELS[few]
+AS_IT_IS = (X_few, METHOD) if FAST else (None, SVTP())  # short: the programs that are there
+student_few = fitted(dist.InverseGamma(2.0, 2.0), X_few, y_few, *AS_IT_IS)
 sigma2_few = student_few[1]["posterior"]["sigma2"].values
 typical_few = float(np.exp(np.log(sigma2_few).mean()))
 shape_few = student_few[1]["variational"]["scale_shape"].values
 low, high = np.quantile(sigma2_few, [0.055, 0.945])
 print(f"{len(few)} labels: sigma^2 = {typical_few:.1f} ({low:.1f} to {high:.1f}), "
       f"degrees of freedom {2 * shape_few.mean():.0f}")  # fmt: skip
-tuned_few = fitted(dist.Delta(round(typical_few, 2)), X_few, y_few, None, SVTP())
+tuned_few = fitted(dist.Delta(round(typical_few, 2)), X_few, y_few, *AS_IT_IS)
 table({"Student-t process": asked(*student_few, X_few),
        f"Gaussian, sigma^2 = {typical_few:.1f}": asked(*tuned_few, X_few)}, y_new)  # fmt: skip
 

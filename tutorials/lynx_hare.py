@@ -132,6 +132,8 @@ methods = {
                        100 if FAST else 2500),
     "PMMH": (PMMH(particles=32 if FAST else 128), 100 if FAST else 6000),
 }  # fmt: skip
+if FAST:
+    del methods["PMMH"]
 fits, cpu = {}, {}
 for label, (method, draws) in methods.items():
     with warnings.catch_warnings(action="ignore", category=ppl.errors.InferenceWarning):
@@ -163,7 +165,7 @@ figure, panels = plt.subplots(1, 6, figsize=(11, 2.2), layout="constrained")
 shown = [("birth", None), ("death", None), ("level", 0), ("level", 1), ("process", None),
          ("error", None)]  # fmt: skip
 for panel, (name, part) in zip(panels, shown, strict=True):
-    for (label, run), colour in zip(fits.items(), (RED, BLUE, GREEN), strict=True):
+    for (label, run), colour in zip(fits.items(), (RED, BLUE, GREEN), strict=False):
         values = run.posterior[name].values
         values = values.ravel() if part is None else values[..., part].ravel()
         panel.hist(values, 35, density=True, histtype="step", color=colour, lw=1.3, label=label)

@@ -155,4 +155,5 @@ plt.show()
 # code that samples, and compares one step of the exact posterior with the posterior.
 
 # %%
-print(ppl.check(selection, CORRELATIONS, method=LocallyBalanced()))
+checked = CORRELATIONS[-6:, -6:] if FAST else CORRELATIONS  # the last five predictors
+print(ppl.check(selection, checked, method=LocallyBalanced()))

@@ -7,7 +7,7 @@ import re
 
 import numpy as np
 import pytest
-from helpers import compilations, quiet, quietly
+from helpers import compilations, others_slow, quiet, quietly
 from models import conjugate
 
 import ppl_toolkit as ppl
@@ -35,7 +35,7 @@ def assert_same(one, two):
             assert np.asarray(values).tobytes() == np.asarray(two[group][name]).tobytes(), name
 
 
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("name", others_slow(METHODS, "elliptical", "nested"))
 def test_draws_depend_on_the_seed_alone(name, tmp_path):
     """Not on chunks, threads, stores, and whether the run was cut in two."""
     base = run(name)
@@ -52,7 +52,7 @@ def test_draws_depend_on_the_seed_alone(name, tmp_path):
     assert len(compilations) == before, "new data, seeds and numbers of draws compile nothing"
 
 
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("name", others_slow(METHODS, "nested"))
 def test_a_result_is_labelled_reported_and_refitted(name, tmp_path):
     tree = run(name, draws=400)
     assert tree["posterior"]["m"].dims == ("chain", "draw")
@@ -72,7 +72,7 @@ def test_a_result_is_labelled_reported_and_refitted(name, tmp_path):
     assert ppl.load(file)["posterior"].equals(tree["posterior"])
 
 
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("name", others_slow(METHODS, "slice"))
 def test_many_data_sets(name):
     """The draws of each are those of `infer` on it alone."""
     y = np.stack([Y, Y + 10.0])

@@ -207,7 +207,8 @@ PIECES = {
 }
 
 
-@pytest.mark.parametrize("name", others_slow(PIECES, "beside a slice"))
+@pytest.mark.slow
+@pytest.mark.parametrize("name", PIECES)
 def test_the_posterior_is_invariant(name):
     """Level 0.01 for all tests of a part together, at a fixed seed."""
     quick = name == "beside a slice"

@@ -91,8 +91,13 @@ def simulated(name, runs, seed=0):
         return jax.tree.map(np.asarray, jax.jit(jax.vmap(one))(*flat)), flat
 
 
-@pytest.mark.parametrize("name", ["smooth", "steep", "plateau at the bottom",
-                                  "plateau in the middle", "zero on a half"])  # fmt: skip
+@pytest.mark.parametrize(
+    "name",
+    others_slow(
+        ["smooth", "steep", "plateau at the bottom", "plateau in the middle", "zero on a half"],
+        "smooth", "plateau in the middle",
+    ),
+)  # fmt: skip
 def test_the_evidence_is_unbiased_with_exact_draws(name):
     """The mean of 6000 estimates of Z, within 4 standard errors: one in 16,000 seeds fails."""
     found, _ = simulated(name, 6000)
@@ -289,6 +294,7 @@ def test_float32():
 # -- what it says of itself ------------------------------------------------------------------------
 
 
+@pytest.mark.slow  # the tutorial without gradients has the same run
 def test_too_few_slices_are_a_finding():
     """Ten dimensions, two slices for a point: copies of copies, and an evidence that is wrong."""
     y = np.linspace(-2.0, 2.0, 10)

@@ -19,6 +19,7 @@ import numpyro
 import numpyro.distributions as dist
 import pytest
 from coal import BY_YEAR, EXACT, LOG_EVIDENCE, change_points, dates, days, posterior_of_steps
+from helpers import others_slow
 from jax import random
 from scipy.special import gammaln as log_gamma
 from scipy.stats import norm
@@ -151,8 +152,13 @@ def mostly_up(k):
 
 @pytest.mark.usefixtures("in_float64")
 class TestBirthAndDeathOnFiniteSpaces:
-    @pytest.mark.parametrize("order", ["", "index", "z"])
-    @pytest.mark.parametrize("up", [None, mostly_up])
+    @pytest.mark.parametrize(
+        ("order", "up"),
+        others_slow(
+            [(order, up) for order in ("", "index", "z") for up in (None, mostly_up)],
+            ("", None), ("index", mostly_up), ("z", mostly_up),
+        ),
+    )  # fmt: skip
     def test_the_target_is_invariant(self, order, up):
         target, states = finite(order)
         far, asymmetry, p = gap(BirthDeath("c", colour, up), target, states)

@@ -9,6 +9,7 @@ import numpy as np
 import numpyro
 import numpyro.distributions as dist
 import pytest
+from helpers import others_slow
 from jax import random
 from scipy import stats
 
@@ -357,7 +358,10 @@ LAWS = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("name", LAWS)
+@pytest.mark.parametrize(
+    "name",
+    others_slow(LAWS, "SGLD", "SGLD, control variates", "SGHMC", "scale-adapted"),
+)
 def test_the_spread_of_the_draws_is_that_of_the_linear_map(name):
     """10 000 independent chains of a Gaussian mean: the mean square has a relative standard error
     of 1.4% (normal draws; those of minibatches have thinner tails). Within 4 of them: 6e-5 each.

@@ -115,7 +115,7 @@ SLOW = pytest.mark.slow
     "name",
     others_slow(
         ["half-Cauchy", "inverse gamma", "burr", "exponential", "gaussian", "atoms"],
-        "inverse gamma", "burr",
+        "burr",
     ),
 )  # fmt: skip
 def test_the_chain_rule_and_leave_one_out_by_refits(name):

@@ -11,6 +11,7 @@ import numpyro.distributions as dist
 import pytest
 import scipy.special as sc
 import scipy.stats as st
+from helpers import others_slow
 from jax import random
 
 from ppl_toolkit.errors import DataError, InferenceWarning, ModelError, OptionError
@@ -147,7 +148,9 @@ def test_networks_do_not_depend_on_their_number_or_batch(monkeypatch):
 # --- training
 
 
-@pytest.mark.parametrize(("time", "ridge"), [(1.5, 0.0), (20.0, 0.0), (1.5, 0.7)])
+@pytest.mark.parametrize(
+    ("time", "ridge"), others_slow([(1.5, 0.0), (20.0, 0.0), (1.5, 0.7)], (1.5, 0.7))
+)
 def test_linear_networks_are_the_ensemble_at_any_width(time, ridge):
     # Their flow is the linear one itself, but for the steps.
     options = {"law": UNIFORM, "time": time, "ridge": ridge}
