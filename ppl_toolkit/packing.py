@@ -41,7 +41,8 @@ class Packing(NamedTuple):
         """The buffers (..., size) of a tree (traced)."""
         parts: dict[str, list[jax.Array]] = {dtype: [] for dtype in self.sizes}
         for leaf, (dtype, _, shape) in zip(jax.tree.leaves(tree), self.leaves, strict=True):
-            parts[dtype].append(leaf.reshape(*leaf.shape[: leaf.ndim - len(shape)], -1))
+            array = jnp.asarray(leaf, dtype)  # constants of a jaxpr are none
+            parts[dtype].append(array.reshape(*array.shape[: array.ndim - len(shape)], -1))
         return {
             dtype: own[0] if len(own) == 1 else jnp.concatenate(own, axis=-1)
             for dtype, own in parts.items()

@@ -146,11 +146,11 @@ def geweke(
             unit = Run(engine, 1, seed, engine.settings, 1).units[0]
             for turn in range(transitions):
                 unit.use(new)
-                unit.state = chosen.moved(learned, position)
+                unit.restore(chosen.moved(learned, position))
                 unit.refresh()
                 number = index * transitions + turn
                 unit.advance(number, 1, collect=False)
-                position = chosen.position(unit.state)
+                position = chosen.position(unit.host_state())
                 if turn < transitions - 1:
                     index_of_data = np.uint32(replications + 1 + number)
                     drawn = simulator.redraw(words, index_of_data, position[0], new)
@@ -175,7 +175,7 @@ def _learned(
         unit.use(with_observed(program, start["observed"]))
         unit.init(np.zeros((1, program.size), program.precision), np.zeros(1, bool))
         unit.warm(warmup)
-        return unit.state
+        return unit.host_state()
 
 
 def _verdict(

@@ -92,6 +92,7 @@ def test_nuts_passes_on_a_conjugate_model_and_says_so():
     assert list(found.ranks["quantity"].values) == ["log_joint", "log_likelihood", "m"]
 
 
+@pytest.mark.slow  # the tutorial of calibration has wrong samplers in short
 def test_a_wrong_sampler_is_named_with_its_error():
     found = check("eight schools", method=WrongJacobian(), replications=150, warmup=200)
     assert not found.ok

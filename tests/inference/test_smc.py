@@ -252,7 +252,7 @@ def evidence_after_resampling(monkeypatch):
     others_slow(
         [forget_resampling, move_before_the_target_changes, count_a_batch_twice,
          evidence_after_resampling],
-        forget_resampling, count_a_batch_twice,
+        forget_resampling,
     ),
 )  # fmt: skip
 def test_mistakes_are_seen_exactly(mistake, monkeypatch):
