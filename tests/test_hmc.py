@@ -161,6 +161,18 @@ def test_the_iterative_tree_stops_where_the_recursive_definition_does(density, k
     assert len(set(stops)) >= 6, "the orbits must differ"
 
 
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.float64])
+def test_one_block_of_the_generator_is_a_uniform_number(dtype):
+    """Kolmogorov-Smirnov at level 1e-4 over numbers of one key and over keys; never zero."""
+    keys = jax.random.split(jax.random.key(2), 20_000)
+    over_keys = jax.vmap(lambda key: hmc._uniform(key, 3, dtype))(keys)
+    over_numbers = jax.vmap(lambda n: hmc._uniform(keys[0], n, dtype))(jnp.arange(20_000))
+    for numbers in (over_keys, over_numbers):
+        assert numbers.dtype == dtype
+        assert 0.0 < numbers.min() and numbers.max() <= 1.0
+        assert stats.kstest(np.asarray(numbers, float), "uniform").pvalue > 1e-4
+
+
 def test_the_point_of_a_subtree_is_chosen_with_probability_proportional_to_its_weight():
     """20000 choices among 8 leaves of unequal weight: chi-square, false alarm 1e-4."""
     metric = metric_of("diagonal")

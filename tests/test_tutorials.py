@@ -139,6 +139,7 @@ SAYS = {
         r"site 'scale' has the prior HalfNormal.*block\(EllipticalSlice",
         r"1860: [23]\.\d\d explosions per year",
         r"steps 1: nested -6[12]\.\d\d \+- 0\.\d\d, exact -61\.70",
+        r"steps 1: SMC +-6[12]\.\d\d \+- 0\.\d\d, exact -61\.70",
         r"slices 2: log evidence .*\d\d% of the new points stayed near",
     ],
     "wide_networks": [

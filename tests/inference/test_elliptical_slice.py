@@ -207,8 +207,7 @@ PIECES = {
 }
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("name", PIECES)
+@pytest.mark.parametrize("name", others_slow(PIECES, "beside a slice"))
 def test_the_posterior_is_invariant(name):
     """Level 0.01 for all tests of a part together, at a fixed seed."""
     quick = name == "beside a slice"
