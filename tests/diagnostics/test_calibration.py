@@ -84,6 +84,7 @@ def test_exact_draws_pass():
     assert found.ranks.min() >= 0
 
 
+@pytest.mark.slow  # the tutorial of calibration has NUTS in short
 def test_nuts_passes_on_a_conjugate_model_and_says_so():
     found = calibrate(conjugate, np.zeros(5), replications=200, warmup=200, progress=False)
     assert found.ok

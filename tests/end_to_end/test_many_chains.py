@@ -144,7 +144,8 @@ def test_both_precisions_find_constrained_laws(name, precision):
     assert ppl.findings(tree) == []
 
 
-@pytest.mark.parametrize("method", others_slow(METHODS, "chees"))
+@pytest.mark.slow
+@pytest.mark.parametrize("method", METHODS)
 def test_discrete_sites_are_summed_out(method):
     """The weight of two known components and the scale of another site, by quadrature."""
     y = np.array([-1.0, 0.5, 2.2, 3.0, 2.6])

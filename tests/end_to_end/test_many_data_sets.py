@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import numpyro
 import numpyro.distributions as dist
+import pytest
 from helpers import quietly
 from models import EFFECTS, ERRORS
 from numpyro.handlers import mask
@@ -29,6 +30,7 @@ ROWS = 12
 WHOLE = np.ones(ROWS, bool)
 
 
+@pytest.mark.slow  # the tutorial of many data sets has one in short
 def test_a_simulation_study_finds_the_method_calibrated():
     """Ranks of 200 true means among their draws are uniform.
 

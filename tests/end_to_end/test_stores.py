@@ -261,7 +261,7 @@ LABELS = {
 }
 
 
-@pytest.mark.parametrize("what", LABELS)
+@pytest.mark.parametrize("what", others_slow(LABELS, "days", "zoned", "mixed"))
 def test_labels_survive_stores_resumption_and_files(what, tmp_path):
     y, store = np.array([0.1, 0.2, 0.3]), tmp_path / "run.zarr"
     quiet(conjugate, y, coords={"row": LABELS[what]}, draws=20, warmup=20, store=store)

@@ -207,13 +207,13 @@ PIECES = {
 }
 
 
-@pytest.mark.parametrize("name", others_slow(PIECES, "beside a slice"))
+@pytest.mark.slow
+@pytest.mark.parametrize("name", PIECES)
 def test_the_posterior_is_invariant(name):
     """Level 0.01 for all tests of a part together, at a fixed seed."""
-    quick = name == "beside a slice"
     found = ppl.check(
         thresholds, Y[:2], method=PIECES[name], seed=4, calibration=False, progress=False,
-        replications=2000 if quick else 8000, geweke=not quick,
+        replications=8000,
     )  # fmt: skip
     assert found, found
 

@@ -179,7 +179,8 @@ def normal(y, s):
     numpyro.sample("y", dist.Normal(m, s).to_event(1), obs=y)
 
 
-@pytest.mark.parametrize("size", others_slow([1, 5, 20], 5))
+@pytest.mark.slow
+@pytest.mark.parametrize("size", [1, 5, 20])
 def test_conjugate_normal_models(size):
     """Log evidence, posterior means and standard deviations in 1, 5 and 20 dimensions.
 

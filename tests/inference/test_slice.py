@@ -266,12 +266,16 @@ def test_the_posterior_is_invariant(name):
     assert found, found
 
 
-def test_it_is_a_piece_of_other_methods():
+def test_it_is_a_piece_of_cycles():
     in_cycle = MCMC(cycle([block(Slice(), "m"), block(NUTS(), "s")]))
     tree = quiet(rounded, Y, method=in_cycle, draws=200, warmup=200)
     stats_ = tree["sample_stats"]
     assert (stats_["n_steps"] > 0).all()  # of NUTS
     assert (stats_["n_evaluations"] >= 3).all()
+
+
+@pytest.mark.slow
+def test_it_moves_populations():
     population = quiet(conjugate, Y, method=SMC(particles=512, kernel=Slice()), seed=1)
     assert np.abs(z_scores(population, "m", MEAN, SD)).max() < 4
     exact = stats.multivariate_normal(np.zeros(12), np.eye(12) + 4.0).logpdf(Y)

@@ -185,7 +185,7 @@ FINITE = {
 }
 
 
-QUICK = ("sprinkler, tempering", "sprinkler, batches")
+QUICK = ("sprinkler, batches",)
 
 
 def finite_run(name):
@@ -447,9 +447,8 @@ def test_galaxies(count, reference, error, particles):
 # -- single-run errors ---------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    "options", others_slow([{"resampling": "multinomial"}, {"waste_free": 8}], {"waste_free": 8})
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("options", [{"resampling": "multinomial"}, {"waste_free": 8}])
 def test_the_error_estimated_from_one_run(options):
     """Against the spread over 128 runs: a ratio within 0.7 to 1.4 (false alarms below 1e-4)."""
     tree = infer(conjugate, Y, method=SMC(particles=512, **options), chains=128, draws=1)

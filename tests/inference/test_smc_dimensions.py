@@ -105,13 +105,8 @@ MODELS = {
 }
 
 
-@pytest.mark.parametrize(
-    "name",
-    [
-        pytest.param(name, marks=[pytest.mark.slow] if name != "elements with marks" else [])
-        for name in MODELS
-    ],
-)
+@pytest.mark.slow  # in short, `test_jump_evidence` has evidences of numbers of terms
+@pytest.mark.parametrize("name", MODELS)
 def test_number_free(name):
     """The total evidence, and the posterior of the number; 16 runs.
 

@@ -166,7 +166,7 @@ def doubled():
     return quiet(series, Y, method=SMC2(**FEW, exchange=0.99), chains=16, draws=256, seed=1)
 
 
-@pytest.mark.parametrize("name", others_slow(["fixed", "doubled"], "doubled"))
+@pytest.mark.parametrize("name", others_slow(["fixed", "doubled"], "fixed"))
 def test_evidence_and_posterior_are_those_of_quadrature(name, request):
     tree = request.getfixturevalue(name)
     log_z, wanted = exact(Y)
@@ -174,11 +174,13 @@ def test_evidence_and_posterior_are_those_of_quadrature(name, request):
     assert agrees(tree, wanted)
 
 
+@pytest.mark.slow
 def test_paths_are_those_of_the_stored_estimates(fixed, doubled):
     for tree in (fixed, doubled):
         assert np.abs(tree["sample_stats"]["replay_error"].values).max() < 1e-9
 
 
+@pytest.mark.slow
 def test_what_is_said_of_the_stages(fixed, doubled):
     stages = fixed["smc"].dataset
     last = np.isfinite(stages["reached"].values).sum(1) - 1
