@@ -13,7 +13,7 @@ import numpyro
 import numpyro.distributions as dist
 import pandas
 import pytest
-from helpers import compilations, quiet, quietly
+from helpers import compilations, others_slow, quiet, quietly
 from models import EFFECTS, ERRORS, conjugate, die, eight_schools
 from scipy import stats
 
@@ -122,6 +122,7 @@ def test_draws_depend_on_the_data_set_and_its_seed_alone(reference):
     np.testing.assert_array_equal(draws_of(first), draws_of(reference)[:2])
 
 
+@pytest.mark.slow
 def test_chains_in_lock_step_as_on_accelerators(monkeypatch):
     """Two lanes for three chains, so that one unit is padded."""
     monkeypatch.setattr("ppl_toolkit.front_door._default_lanes", lambda chains: 2)
@@ -179,7 +180,7 @@ METHODS = {
 }
 
 
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("name", others_slow(METHODS, "hmc", "map", "enumeration"))
 def test_other_methods(name):
     """As by infer, whose evidences and stages are there too."""
     model, options = METHODS[name]

@@ -103,6 +103,7 @@ def test_a_wrong_sampler_is_named_with_its_error():
     assert re.search(r"tau: p = \S+, the draws are too (low|narrow)", str(found))
 
 
+@pytest.mark.slow
 def test_functions_of_a_users_own_are_ranked():
     found = check(
         "regression", replications=100, warmup=200, thinning=2,

@@ -443,6 +443,7 @@ def test_refits_with_findings_are_reported(schools):
     assert "refits had findings" in table["warning"].iloc[0]
 
 
+@pytest.mark.slow
 def test_a_refit_that_says_little_is_reported():
     """The others make an outlier of 9 prior standard deviations all but impossible."""
     y = np.array([0.1, -0.4, 0.3, 30.0])

@@ -43,6 +43,7 @@ def test_a_good_filter_has_no_finding(filtered):
     assert ppl.findings(filtered) == []
 
 
+@pytest.mark.slow
 def test_few_sweeps_are_no_finding(swept):
     assert ppl.findings(swept) == []
 

@@ -157,6 +157,7 @@ def poor():
     return quiet(eight_schools, ERRORS, y=EFFECTS, method=Pathfinder(paths=2), chains=2)
 
 
+@pytest.mark.slow
 def test_a_funnel_is_told_by_k(poor, tmp_path):
     """Heavy weights: an error that names NUTS, on the page as well."""
     (finding,) = [f for f in ppl.findings(poor) if f.kind == "approximation"]

@@ -169,6 +169,7 @@ def test_discrete_sites_are_summed_out(method):
     assert worst(tree, "other", 1.0, 2.0) < 4
 
 
+@pytest.mark.slow
 def test_sufficient_statistics_are_used():
     """Normal regression with known errors: the compiled program sees statistics of the rows."""
     rng = np.random.default_rng(4)
@@ -187,6 +188,7 @@ def test_sufficient_statistics_are_used():
     assert worst(tree, "b", covariance @ x.T @ y, np.sqrt(np.diag(covariance))) < 4
 
 
+@pytest.mark.slow
 def test_a_bare_log_density():
     tree = quiet(lambda x: -0.5 * (x**2).sum(), init=np.zeros(3), method="chees")
     assert tree["posterior"]["x"].shape == (64, 128, 3)

@@ -83,6 +83,7 @@ class TestKnownParameters:
         assert set(np.unique(tree["posterior"]["phi"].values).round(12)) == {0.8}
         assert 0.7 < float(tree["sample_stats"]["renewed"].mean()) < 0.95
 
+    @pytest.mark.slow
     def test_paris_along_a_filter(self):
         """Exact sums have the bias of N = 1000 particles only; its square is far below se^2."""
         tree = quiet(
@@ -255,6 +256,7 @@ def test_forecasts_continue_the_paths():
             assert abs(draws.std() - variance**0.5) < 4.5 * ppl.convergence.mcse(draws, "sd")
 
 
+@pytest.mark.slow
 def test_the_first_path_is_that_of_a_filter():
     """With 2000 particles it follows the smoothing law nearly; 300 chains' first positions."""
     import jax

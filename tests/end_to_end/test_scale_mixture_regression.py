@@ -45,6 +45,7 @@ def test_new_data_and_seed_compile_nothing(posterior):
     assert not compilations
 
 
+@pytest.mark.slow
 def test_leave_one_out_has_exact_densities_of_every_draw(posterior):
     scored = ppl.log_likelihood(posterior, MODEL, X, Y)
     terms = scored["log_likelihood"]["y"]

@@ -216,6 +216,7 @@ def test_divergences_and_heat_are_found():
     assert {found.kind for found in ppl.findings(tree)} >= {"hot"}
 
 
+@pytest.mark.slow
 def test_the_checks_find_the_bias():
     """Steps of a third of the variance: 1 / (1 - e a / 4), variances 9% too large; and smaller
     ones pass."""

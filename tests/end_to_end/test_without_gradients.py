@@ -35,7 +35,7 @@ def assert_same(one, two):
             assert np.asarray(values).tobytes() == np.asarray(two[group][name]).tobytes(), name
 
 
-@pytest.mark.parametrize("name", others_slow(METHODS, "elliptical", "nested"))
+@pytest.mark.parametrize("name", others_slow(METHODS, "elliptical"))
 def test_draws_depend_on_the_seed_alone(name, tmp_path):
     """Not on chunks, threads, stores, and whether the run was cut in two."""
     base = run(name)

@@ -152,6 +152,7 @@ def process(x, y, new):
     numpyro.sample("y", dist.Normal(f[: x.size], 0.3).to_event(1), obs=y)
 
 
+@pytest.mark.slow
 def test_gaussian_process_regression_with_known_parameters():
     """The closed form at seen and unseen inputs."""
     new = np.array([0.7, 5.0])

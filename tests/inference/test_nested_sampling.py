@@ -309,6 +309,7 @@ def test_too_few_slices_are_a_finding():
 SMALL = NestedSampling(live=50)  # one program for several tests
 
 
+@pytest.mark.slow
 def test_ranks_that_are_not_uniform_are_a_finding():
     tree = quiet(normal, np.zeros(2), 0.3, method=SMALL, seed=1)
     assert not [f for f in ppl.findings(tree) if f.kind == "nested"]

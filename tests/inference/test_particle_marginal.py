@@ -284,6 +284,7 @@ def impossible(y):
     scan(step, 0.0, y)
 
 
+@pytest.mark.slow
 def test_tuning_without_a_likelihood_is_said():
     with pytest.raises(MethodError, match="particles='tuned' cannot measure"):
         ppl.infer(impossible, Y, method=PMMH(particles="tuned"))

@@ -226,6 +226,7 @@ def mixture(y):
         numpyro.sample("y", dist.Normal(m + 3.0 * k, 1.0), obs=y)
 
 
+@pytest.mark.slow
 def test_discrete_sites_are_summed_out():
     tree = quiet(mixture, Y, method=Slice(), draws=3000, seed=2)
     assert list(tree["posterior"].data_vars) == ["m"]

@@ -596,12 +596,14 @@ def test_no_particle_with_a_likelihood():
         infer(model, np.asarray(0.0))
 
 
+@pytest.mark.slow
 def test_too_few_stages():
     with pytest.raises(SamplingError, match="of the way from the prior") as caught:
         infer(conjugate, Y, warmup=1)
     assert float(caught.value.partial["sample_stats"]["temperature"].max()) < 1
 
 
+@pytest.mark.slow
 def test_random_walk_in_mcmc():
     """Its warm-up finds the acceptance aimed at; the posterior is right (false alarms 1e-4)."""
     tree = infer(eight_schools, Y[:8] * 0 + 10, Y[:8] * 9, method=MCMC(RandomWalk()), draws=4000)

@@ -189,6 +189,7 @@ def two_lags(y):
     scan(step, (0.0, 0.0), y)
 
 
+@pytest.mark.slow
 def test_replaying_as_many_steps_as_the_carry_remembers_is_enough():
     """Two steps or all twelve: the same paths, bit for bit; with one they differ."""
     program, series = series_of(two_lags, simulated(12))

@@ -56,6 +56,7 @@ def test_new_data_rates_and_seeds_compile_nothing(full):
     assert not compilations
 
 
+@pytest.mark.slow
 def test_independent_laws_lose_what_theory_says():
     """Variances are 1 / A_ii, A the precision; means are right."""
     mean, covariance, _ = exact()
