@@ -1,6 +1,9 @@
 """Shared set-up: helper modules of the tests can be imported, compiled programs are kept."""
 
+import os
+import shutil
 import sys
+import tempfile
 from pathlib import Path
 
 import jax
@@ -21,6 +24,14 @@ def room_for_programs():
         jax.clear_caches()
         kept.clear()
         executables.clear()
+
+
+def pytest_configure(config):
+    """Programs of the tests, wrong ones on purpose among them, stay out of the user's cache."""
+    if "PPL_CACHE_DIR" not in os.environ:
+        folder = tempfile.mkdtemp(prefix="ppl_toolkit-tests-")  # which the workers inherit
+        os.environ["PPL_CACHE_DIR"] = folder
+        config.add_cleanup(lambda: shutil.rmtree(folder, ignore_errors=True))
 
 
 def pytest_collection_modifyitems(items):

@@ -99,7 +99,8 @@ RIGHT = {
 
 @pytest.fixture
 def mistaken(monkeypatch):
-    """Makes mistakes in freshly compiled programs."""
+    """Makes mistakes in freshly compiled programs, which are kept nowhere."""
+    monkeypatch.setenv("PPL_CACHE_DIR", "off")
 
     def forget():
         executables.clear()

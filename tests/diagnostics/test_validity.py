@@ -16,7 +16,7 @@ import pytest
 from jax import random
 
 import ppl_toolkit as ppl
-from ppl_toolkit import executables
+from ppl_toolkit import engine, executables
 from ppl_toolkit.errors import DataError, MethodError, OptionError
 from ppl_toolkit.inference import (
     MCMC,
@@ -342,7 +342,9 @@ def test_data_counted_twice_are_found_out_in_nineteen_of_twenty_seeds(monkeypatc
 
     for module in (smc, smc_stage):
         monkeypatch.setattr(module, "tempered_likelihood", twice)
+    monkeypatch.setenv("PPL_CACHE_DIR", "off")  # nor are these programs kept for others
     executables.clear()
+    engine._structures.clear()
     try:
         method = SMC(particles=256, batches=3)
         found = [
