@@ -178,6 +178,10 @@ def cache_directory() -> Path | None:
 
     ``PPL_CACHE_DIR`` names a directory, or switches the cache off with ``off``. A compilation
     cache set up through JAX itself takes precedence: then ours stays out of the way.
+
+    Names of files know the source of this package, the versions of the others, and models and
+    methods of a user's own; not functions replaced at run time (monkeypatched): work on those with
+    ``PPL_CACHE_DIR=off``.
     """
     chosen = os.environ.get("PPL_CACHE_DIR", "")
     if chosen.lower() in ("off", "0", "none") or jax.config.jax_compilation_cache_dir:

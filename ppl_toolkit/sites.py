@@ -246,7 +246,9 @@ def finite_support(fn: Any) -> Any:
         return None
     try:
         levels = fn.enumerate_support(expand=False)
-    except (NotImplementedError, AttributeError, TypeError, ValueError):  # infinite, or unknown
+    # NumPyro's answer for infinite ones; JAX's (a TypeError) where the number of values is traced;
+    # and whatever a law of the user's own, which needs no such method, has to say.
+    except (NotImplementedError, AttributeError, TypeError, ValueError):
         return None
     return jnp.reshape(levels, (levels.shape[0], -1))[:, 0]
 
