@@ -76,7 +76,11 @@ def test_log_density_equals_numpyro_under_jit_with_changed_data(pattern):
     assert found[0] != found[1], "the new data must matter"
 
 
-@pattern
+@pytest.mark.parametrize(
+    "pattern",
+    [pytest.param(p, marks=[pytest.mark.slow] * (i % 3 > 0)) for i, p in enumerate(PATTERNS)],
+    ids=lambda p: p.name,
+)
 def test_values_invert_parts_add_up_and_predictions_have_the_sites_shapes(pattern):
     program = program_of(pattern)
     position = points(program)[1]

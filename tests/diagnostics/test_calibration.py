@@ -113,6 +113,7 @@ def test_functions_of_a_users_own_are_ranked():
     assert found.thinning == 2
 
 
+@pytest.mark.slow
 def test_the_same_seed_gives_the_same_ranks():
     options = {"replications": 40, "warmup": 50, "thinning": 1}
     one, two = (check("regression", threads=t, **options) for t in (1, 2))

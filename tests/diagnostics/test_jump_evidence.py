@@ -125,15 +125,16 @@ def test_family_level():
 # -- right and wrong moves -------------------------------------------------------------------------
 
 
-@pytest.fixture(scope="module", params=[2, pytest.param(10, marks=pytest.mark.slow)])
-def nested_checks(request):
-    """Of right moves, and of wrong ones, with a few seeds each."""
+@pytest.fixture(scope="module")
+def nested_checks():
+    """Of right moves, and of wrong ones, with ten seeds each."""
     return {
-        jump: [check(run_nested(jump, seed), nested, Y, seed=seed) for seed in range(request.param)]
+        jump: [check(run_nested(jump, seed), nested, Y, seed=seed) for seed in range(10)]
         for jump in (BirthDeath, DropsTheNumbers)
     }
 
 
+@pytest.mark.slow
 def test_evidences_are_exact(nested_checks):
     """Log p(k) p(y | k) within its error, two values a seed; the prior mass of k is in.
 
@@ -146,6 +147,7 @@ def test_evidences_are_exact(nested_checks):
         assert found.table["log_evidence_se"].max() < 0.1
 
 
+@pytest.mark.slow
 def test_right_jumps_pass(nested_checks):
     """Of ten seeds some fail once in a hundred choices of the seeds."""
     assert all(found.ok for found in nested_checks[BirthDeath])
@@ -157,6 +159,7 @@ def test_right_jumps_pass(nested_checks):
         assert found.resolution < 0.05
 
 
+@pytest.mark.slow
 def test_a_dropped_number_of_elements_is_caught(nested_checks):
     """With every seed."""
     assert all(found.failed for found in nested_checks[DropsTheNumbers])
@@ -263,6 +266,7 @@ def test_a_site_that_the_user_names():
 # -- what it says ----------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_table_picture_and_page(nested_checks, curves, tmp_path):
     good, bad = nested_checks[BirthDeath][0], nested_checks[DropsTheNumbers][0]
     assert "Nothing contradicts the jumps" in str(good)
@@ -292,6 +296,7 @@ def test_a_check_without_power_says_so():
     assert "more particles" in found.verdict
 
 
+@pytest.mark.slow
 def test_one_program_serves_all_values(nested_checks):
     tree = run_nested(BirthDeath)
     compilations.clear()

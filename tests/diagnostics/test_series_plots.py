@@ -48,6 +48,7 @@ def test_few_sweeps_are_no_finding(swept):
     assert ppl.findings(swept) == []
 
 
+@pytest.mark.slow
 def test_a_filter_with_few_particles_has_one():
     with pytest.warns(InferenceWarning, match="standard deviation"):
         tree = ppl.infer(pairs, 8 * Y, method=ParticleFilter(20), draws=20, progress=False)

@@ -57,13 +57,14 @@ class TestDiscreteSitesBesideContinuousOnes:
     @pytest.mark.parametrize(
         "discrete",
         [
-            pytest.param(Gibbs(), marks=pytest.mark.slow),
+            Gibbs(),
             MetropolisedGibbs(),
-            pytest.param(repeat(LocallyBalanced(), 10), marks=pytest.mark.slow),
-            pytest.param(repeat(GibbsWithGradients(), 10), marks=pytest.mark.slow),
+            repeat(LocallyBalanced(), 10),
+            repeat(GibbsWithGradients(), 10),
         ],
         ids=lambda kernel: kernel.label,
     )
+    @pytest.mark.slow
     def test_the_posterior_is_that_of_the_sum(self, discrete, exact):
         """Means of three sites within 4 standard errors of their difference: 2e-4 a kernel."""
         found = quiet(mixed, Y, method=MCMC(spec(discrete)), seed=1, init=APART)["posterior"]

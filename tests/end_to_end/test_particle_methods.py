@@ -5,7 +5,7 @@ import numpy as np
 import numpyro
 import numpyro.distributions as dist
 import pytest
-from helpers import compilations, others_slow, quiet
+from helpers import compilations, quiet
 from linear_series import series_from_start as model
 from linear_series import simulated_from_start as simulated
 from numpyro.contrib.control_flow import scan
@@ -78,7 +78,8 @@ def within(tree, site, mean, sd, allowed=4.5):
     assert np.all(np.abs(flat.std((0, 1)) - sd) <= allowed * mcse_sd)
 
 
-@pytest.mark.parametrize("moves", others_slow([0, 8], 8))
+@pytest.mark.slow
+@pytest.mark.parametrize("moves", [0, 8])
 def test_filter_and_smoothed_paths_are_those_of_the_gaussian(moves):
     mean, cov, log_z = gaussian(Y, [0.8])
     tree = quiet(known, Y, method=ParticleFilter(2000, moves=moves), draws=250, seed=1)

@@ -71,6 +71,7 @@ def agrees(found, wanted, least):
 
 
 class TestKnownParameters:
+    @pytest.mark.slow
     def test_estimates_are_those_of_the_gaussian_smoother(self):
         method = PPG(functional=SUMS, given=KNOWN, particles=8)
         assert method.warmup == 0

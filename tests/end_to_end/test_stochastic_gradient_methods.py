@@ -37,7 +37,8 @@ METHODS = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("name", others_slow(METHODS, "sgld, control variates"))
+@pytest.mark.slow
+@pytest.mark.parametrize("name", METHODS)
 def test_a_regression_by_minibatches(name):
     """The exact posterior: the mean within 4 standard errors and a tenth of its standard deviation
     (minibatches of a tenth of the data), the standard deviation within the share given."""

@@ -113,6 +113,7 @@ def skewed(y):
     numpyro.sample("y", dist.Poisson(rate), obs=y)
 
 
+@pytest.mark.slow
 def test_resampled_draws_are_those_of_a_posterior_that_is_not_normal():
     """Gamma(2 + sum y, 1 + n): exact moments, and the exact evidence.
 

@@ -239,6 +239,7 @@ def inner_area():
     return np.pi * r**2 - (r**2 * np.arccos(d / r) - d * np.sqrt(r**2 - d**2))
 
 
+@pytest.mark.slow
 def test_plateaus():
     """Likelihoods of three values, zero among them: every point ties with others."""
     tree = quiet(flat, 0.0, 0.0, method=NestedSampling(live=400), chains=16, seed=5)

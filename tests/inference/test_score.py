@@ -379,6 +379,7 @@ def test_standard_errors_are_those_of_the_curvature(climbed):
         np.testing.assert_allclose(estimate[name].mean(), se, rtol=0.25)
 
 
+@pytest.mark.slow
 def test_the_estimate_is_at_the_mean_of_the_iterates(climbed):
     draws, estimate = climbed["iterates"], climbed["estimate"]
     assert draws.sizes["draw"] == estimate.attrs["iterations"] == 200
@@ -405,6 +406,7 @@ def test_new_data_and_more_iterations_compile_nothing(climbed):
     assert not compilations
 
 
+@pytest.mark.slow
 def test_a_run_from_an_earlier_result_begins_where_that_ended(climbed):
     found = quiet(linear, LONG, method=CLIMB, chains=6, seed=2, init=climbed, warmup=0, draws=1)
     state = climbed["sampler_state"]

@@ -54,9 +54,7 @@ LAWS = {
 }
 
 
-@pytest.mark.parametrize(
-    "name", others_slow(LAWS, "normal", "truncated", "not a number", "far and wide")
-)
+@pytest.mark.parametrize("name", others_slow(LAWS, "truncated", "not a number"))
 def test_draws_have_the_law(name):
     density, start, law = LAWS[name]
     tree = quiet(density, init=start, method=Slice(), draws=2000, seed=3)
@@ -94,7 +92,7 @@ def gaussian(x, inverse):
 CORRELATED = np.array([[1.0, 95.0, 0.0], [95.0, 10_000.0, 0.0], [0.0, 0.0, 1e-6]])
 
 
-@pytest.mark.parametrize("directions", ["auto", "coordinates"])
+@pytest.mark.parametrize("directions", others_slow(["auto", "coordinates"], "auto"))
 def test_a_correlated_gaussian_has_its_covariance(directions):
     """Correlation 0.95, scales 1, 100 and 1/1000; directions by the covariance remove it."""
     with warnings.catch_warnings():
@@ -202,6 +200,7 @@ def peaks(weight):
     numpyro.factor("peaks", jnp.logaddexp(dist.Normal(0.0, 1.0).log_prob(x), small))
 
 
+@pytest.mark.slow
 def test_a_chain_that_begins_at_a_small_peak_far_away_gets_to_the_large_one():
     """Its own widths would not reach there: 60 is 120 of its standard deviations away."""
     start = {"x": np.array([0.0, 1.0, -1.0, 60.0])}

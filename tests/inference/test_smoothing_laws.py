@@ -6,6 +6,7 @@ import numpy as np
 import numpyro
 import numpyro.distributions as dist
 import pytest
+from helpers import others_slow
 from jax import random
 from numpyro.contrib.control_flow import scan
 from scipy import stats
@@ -76,7 +77,7 @@ def cloud():
         yield series, history
 
 
-@pytest.mark.parametrize("moves", [0, REJECTION, 60], ids=str)
+@pytest.mark.parametrize("moves", others_slow([0, REJECTION, 60], 0, REJECTION), ids=str)
 def test_ancestors_follow_the_backward_kernel(cloud, moves):
     """Chi-square of 10^4 draws for each of 10 particles; beyond the bound once in 10^4 seeds."""
     series, history = cloud
@@ -165,6 +166,7 @@ def test_two_ancestors_keep_the_variance_per_step():
     assert abs(inflation["one"][1] / inflation["genealogy"][1] - 1) < 0.25
 
 
+@pytest.mark.slow
 def test_memory_does_not_grow_with_time():
     sizes = []
     for length in (100, 10_000):

@@ -202,6 +202,7 @@ def test_the_expected_log_softmax_and_its_derivatives():
         agree(seen, exact)
 
 
+@pytest.mark.slow
 def test_draws_share_one_scale():
     """Two values with four degrees of freedom and correlation 0.6 are both beyond 4 with the
     probability 0.0057 of the bivariate t, and 0.0041 if each had a scale of its own; so are
@@ -224,6 +225,7 @@ def test_draws_share_one_scale():
         assert abs(share - exact) < 4 * np.sqrt(exact / count) + 5e-6
 
 
+@pytest.mark.slow
 def test_draws_have_the_moments_of_q():
     q = law(6, 2, 3)
     draw = jax.jit(jax.vmap(lambda key: drawn(key, InverseGammaScale.of(6.0, 4.0), q)))

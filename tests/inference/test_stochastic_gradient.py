@@ -358,10 +358,7 @@ LAWS = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize(
-    "name",
-    others_slow(LAWS, "SGLD", "SGLD, control variates", "SGHMC", "scale-adapted"),
-)
+@pytest.mark.parametrize("name", others_slow(LAWS, "SGLD", "SGHMC"))
 def test_the_spread_of_the_draws_is_that_of_the_linear_map(name):
     """10 000 independent chains of a Gaussian mean: the mean square has a relative standard error
     of 1.4% (normal draws; those of minibatches have thinner tails). Within 4 of them: 6e-5 each.
@@ -398,7 +395,7 @@ def along(kernel, target, size, count, seed=0):
     return jax.jit(run)(random.key(seed))
 
 
-@pytest.mark.parametrize("noise", [0.0, 60.0])
+@pytest.mark.parametrize("noise", others_slow([0.0, 60.0], 60.0))
 def test_the_thermostat_absorbs_the_noise_of_the_gradients(noise):
     """400 coordinates of unit scale: with V e^2 = 0.6 plain SGHMC would be four times too hot.
 
@@ -542,6 +539,7 @@ def test_the_count_of_steps_goes_on_inside_compositions():
         assert info["n_steps"] == 4
 
 
+@pytest.mark.slow
 def test_anchors_are_renewed_where_other_sites_have_moved():
     """The whole gradient at the anchor, given the other site where it is now."""
     target = Target.of(lambda x: -0.5 * (x["a"] - x["b"]) ** 2 - 0.5 * x["b"] ** 2)

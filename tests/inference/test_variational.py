@@ -88,6 +88,7 @@ def written(y):
     numpyro.sample("s", dist.Gamma(shape, numpyro.param("rate", 5.0)))
 
 
+@pytest.mark.slow
 def test_a_guide_that_is_a_function_draws_the_models_sites():
     """Log q on the unconstrained space against SciPy; weights that say that q is nearly right."""
     y = np.random.default_rng(0).normal(1.0, 1.5, 25)

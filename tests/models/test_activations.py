@@ -186,6 +186,7 @@ def test_an_input_with_itself():
             np.testing.assert_allclose(got, want, rtol=1e-12, atol=1e-13)
 
 
+@pytest.mark.slow
 def test_second_derivatives_of_quadrature():
     """Its derivatives can be differentiated as a closed form's can."""
 

@@ -108,9 +108,6 @@ def test_the_mean_is_that_of_the_gaussian_process(name):
     )  # fmt: skip
 
 
-SLOW = pytest.mark.slow
-
-
 @pytest.mark.parametrize(
     "name",
     others_slow(
@@ -140,7 +137,7 @@ def test_the_golden_sum_of_leave_one_out():
     np.testing.assert_allclose(total, -6.242903508669, rtol=0, atol=1e-11)
 
 
-@SLOW
+@pytest.mark.slow
 def test_one_step_predictions_multiply_to_the_evidence():
     """p(y_1) p(y_2 | y_1) ..., for a law without a closed form."""
     law = LAWS["half-Cauchy"]
@@ -213,7 +210,7 @@ def test_draws_share_their_scale():
     assert abs(both - 0.0041) > 3 * error
 
 
-@SLOW
+@pytest.mark.slow
 def test_joint_draws_of_predictions_share_their_scale():
     joint = fit(NETWORK, X[:1], Y[:1], noise=NOISE).sample(X_NEW[:2], 40000)
     ranks = np.abs(joint - np.median(joint, 0)) / np.std(joint, 0)
@@ -239,7 +236,8 @@ def test_importance_sampling_comes_to_the_same():
 # -- noise with a variance of its own ----------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", [pytest.param("inverse gamma", marks=SLOW), "burr"])
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["inverse gamma", "burr"])
 def test_evidence_with_fixed_noise(name):
     law = LAWS[name]
     density = stats.invgamma(2, scale=2) if name == "inverse gamma" else stats.burr12(2, 2)

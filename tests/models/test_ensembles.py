@@ -117,6 +117,7 @@ def test_infinite_time_is_the_limit():
 
 
 @pytest.mark.parametrize("trained", ["all", "last"])
+@pytest.mark.slow
 def test_at_infinite_time_degrees_of_freedom_stay(trained):
     e = ensemble(trained=trained)
     mean, c = direct(1.0, None, trained)

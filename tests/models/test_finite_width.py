@@ -119,6 +119,7 @@ def check_student(f, network):
     assert st.kstest(q, st.f(2, 2 * alpha).cdf).pvalue > LEVEL / 3  # with one scale for both
 
 
+@pytest.mark.slow
 def test_random_outputs_are_student_t():
     network = mlp(2, weight_std=1.4, bias_std=0.3)
     law = dist.InverseGamma(2.0, 2.0)

@@ -276,9 +276,10 @@ CONVOLUTIONAL = {
     ("networks", "x", "first"),
     [
         pytest.param(DENSE, X1, 6, id="dense"),
-        pytest.param(CONVOLUTIONAL, IMAGES, 3, marks=pytest.mark.slow, id="conv"),
+        pytest.param(CONVOLUTIONAL, IMAGES, 3, id="conv"),
     ],
 )
+@pytest.mark.slow
 def test_loops_over_positions_agree(networks, x, first):
     """A matrix among the inputs, and one between the first and the others."""
     among, between = matrices(networks, x), matrices(networks, x[:first], x[first:])

@@ -116,6 +116,7 @@ def test_the_inverse_by_pieces(monkeypatch):
     np.testing.assert_allclose(found, np.linalg.inv(root), rtol=1e-12, atol=1e-15)
 
 
+@pytest.mark.slow
 def test_derivatives_of_images_and_batches():
     """Chains of parameters at once; a convolution, whose inputs have positions."""
     images, y = RNG.normal(size=(5, 3, 3, 2)), Y[:5]
