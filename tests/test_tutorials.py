@@ -150,7 +150,10 @@ SAYS = {
 }
 
 
-LONG = {"galaxies", "influenza", "stochastic_volatility"}
+LONG = {
+    "galaxies", "influenza", "lynx_hare",
+    "stochastic_volatility", "wide_networks", "without_gradients",
+}  # fmt: skip
 """What the compiler needs most time for, however short the run: slow tests."""
 
 

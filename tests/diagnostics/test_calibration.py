@@ -73,6 +73,7 @@ def test_all_data_sets_run_through_programs_compiled_once(monkeypatch):
     assert len(compilations) == count
 
 
+@pytest.mark.slow  # the tutorial of calibration has them
 def test_exact_draws_pass():
     """Enumeration draws from the exact posterior; the only quantity ties most of the time."""
     found = calibrate(

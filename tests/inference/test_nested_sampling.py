@@ -95,7 +95,7 @@ def simulated(name, runs, seed=0):
     "name",
     others_slow(
         ["smooth", "steep", "plateau at the bottom", "plateau in the middle", "zero on a half"],
-        "smooth", "plateau in the middle",
+        "plateau in the middle",
     ),
 )  # fmt: skip
 def test_the_evidence_is_unbiased_with_exact_draws(name):

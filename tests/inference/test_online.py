@@ -58,6 +58,7 @@ def test_blocks_are_the_same_as_all_at_once():
     np.testing.assert_allclose(state.log_evidence_sd, whole.log_evidence_sd, 1e-9)
 
 
+@pytest.mark.slow
 def test_it_follows_the_kalman_filter():
     """20 seeds: means of 20 estimates within 4.5 of their standard errors (once in 10^5 each)."""
     online = OnlineFilter(model, Y, method=METHOD)

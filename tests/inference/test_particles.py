@@ -354,13 +354,14 @@ def test_smoothed_sums_agree_with_the_gaussian_smoother(gaussian, draws, moves):
     assert abs(found.mean() - exact_product()) <= 4.5 * error + 0.03
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("particles", "proposal"),
     [
-        pytest.param(2, Bootstrap(), marks=pytest.mark.slow, id="2"),
-        pytest.param(8, Bootstrap(), marks=pytest.mark.slow, id="8"),
+        pytest.param(2, Bootstrap(), id="2"),
+        pytest.param(8, Bootstrap(), id="8"),
         pytest.param(4, Guided(guide, ahead), id="guided"),
-        pytest.param(2, LaplaceProposal(), marks=pytest.mark.slow, id="laplace"),
+        pytest.param(2, LaplaceProposal(), id="laplace"),
     ],
 )
 def test_conditional_sweeps_are_stationary(gaussian, particles, proposal):

@@ -280,6 +280,7 @@ def test_steps_are_those_of_the_papers(name):
         np.testing.assert_allclose(info["kinetic_temperature"], wanted, rtol=1e-8)
 
 
+@pytest.mark.slow
 def test_the_anchor_is_the_mean_of_a_window_of_the_warm_up():
     program = Program(logistic, (X, (Y > 0) * 1, B))
     target, plan = target_of(program), schedule(40)
