@@ -249,7 +249,7 @@ def lines():
     return batch(regression, X, Y, prior=PRIOR, over="y", **BUDGET)
 
 
-@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("way", others_slow(WAYS, "a data frame", "x as well", "numbers"))
 def test_ways_to_give_data(way, lines):
     tree = WAYS[way]()
     np.testing.assert_array_equal(draws_of(tree, "slope"), draws_of(lines, "slope"))

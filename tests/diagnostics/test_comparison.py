@@ -11,7 +11,7 @@ import numpyro
 import numpyro.distributions as dist
 import pytest
 import xarray
-from helpers import compilations
+from helpers import compilations, others_slow
 from models import EFFECTS, ERRORS, conjugate, eight_schools
 from numpyro import handlers
 from numpyro.contrib.control_flow import scan
@@ -398,7 +398,7 @@ def test_exactly_one_observation_is_left_out(what):
     np.testing.assert_allclose(found, expected, rtol=1e-10)
 
 
-@pytest.mark.parametrize("what", ["two plates", "events", "scan"])
+@pytest.mark.parametrize("what", others_slow(["two plates", "events", "scan"], "two plates"))
 def test_observations_of_every_form(what):
     model, y, shape, _, _ = LEFT_OUT[what]
     found = ppl.loo(run(model, y, seed=7), model, y)

@@ -151,6 +151,7 @@ def correlated_run():
     return quiet(series, Y, method=METHOD, draws=8000, seed=1)
 
 
+@pytest.mark.slow
 def test_correlated_chains_have_the_posterior_of_quadrature(correlated_run):
     _, wanted = exact(Y)
     assert agrees(correlated_run, wanted, ["phi", "q"])
@@ -158,6 +159,7 @@ def test_correlated_chains_have_the_posterior_of_quadrature(correlated_run):
     assert (correlated_run["sample_stats"]["particles"].values == 12).all()
 
 
+@pytest.mark.slow
 def test_new_data_compile_nothing(correlated_run):
     compilations.clear()
     tree = quiet(series, simulated(25, seed=3), method=METHOD, draws=50, warmup=50)

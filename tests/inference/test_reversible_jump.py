@@ -540,6 +540,7 @@ class TestNestedRegression:
             log_z -= 0.5 * y @ np.linalg.solve(cov, y)
             np.testing.assert_allclose(log_z, LOG_Z[k - 1], atol=1e-8)
 
+    @pytest.mark.slow
     def test_probabilities_of_the_models(self):
         """Ten independent runs. |mean - exact| < 4.78 standard errors (t, 9 degrees of freedom):
 
@@ -584,6 +585,7 @@ def curve(x, y):
     numpyro.sample("y", dist.Normal(mean, 0.3), obs=y)
 
 
+@pytest.mark.slow
 def test_switching_between_named_models():
     """Against the evidences by quadrature."""
     x = np.linspace(0, 2, 8)

@@ -612,6 +612,7 @@ def test_the_proposal_makes_better_filters(learnt):
     assert spread["learnt"] < 0.7 * spread["model"]
 
 
+@pytest.mark.slow
 def test_other_data_compile_nothing(learnt):
     def run():
         learn_proposal(Guided(guide), sharp, simulated(50, seed=3), seed=2)

@@ -12,7 +12,7 @@ import numpy as np
 import numpyro
 import numpyro.distributions as dist
 import pytest
-from helpers import compilations, others_slow, quiet
+from helpers import compilations, quiet
 from linear_series import exact, series, simulated
 from numpyro.contrib.control_flow import scan
 
@@ -166,7 +166,8 @@ def doubled():
     return quiet(series, Y, method=SMC2(**FEW, exchange=0.99), chains=16, draws=256, seed=1)
 
 
-@pytest.mark.parametrize("name", others_slow(["fixed", "doubled"], "fixed"))
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["fixed", "doubled"])
 def test_evidence_and_posterior_are_those_of_quadrature(name, request):
     tree = request.getfixturevalue(name)
     log_z, wanted = exact(Y)

@@ -75,8 +75,10 @@ def test_activations():
     [
         Serial(Serial(HIDDEN, Erf(0.8, 0.4, 0.4)), HIDDEN, LeakyReLU(0.3), HIDDEN,
                Cos(1.1, 0.5, 0.3), Dense(0.9, 0.5)),
-        Serial(HIDDEN, Residual(Serial(Elementwise(jnp.tanh), HIDDEN), Serial(ReLU(), HIDDEN)),
-               LayerNorm(), Residual(Serial(HermiteSeries(jax.nn.silu), HIDDEN)), ReLU(), Dense()),
+        pytest.param(Serial(
+            HIDDEN, Residual(Serial(Elementwise(jnp.tanh), HIDDEN), Serial(ReLU(), HIDDEN)),
+            LayerNorm(), Residual(Serial(HermiteSeries(jax.nn.silu), HIDDEN)), ReLU(), Dense(),
+        ), marks=pytest.mark.slow),
     ],
     ids=["plain", "residual and normalised"],
 )  # fmt: skip

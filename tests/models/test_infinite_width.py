@@ -344,9 +344,8 @@ def with_gradient(network, x1, x2, block):
     return values, gradient
 
 
-@pytest.mark.parametrize(
-    "x2", [None, pytest.param(X2, marks=pytest.mark.slow)], ids=["among", "between"]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("x2", [None, X2], ids=["among", "between"])
 def test_blocks_make_no_difference(x2):
     """11 rows (and 7 columns) in one block, in ragged ones, and alone: values to the last digit or
     the one before, which depends on how the compiler vectorises a row; derivatives to 1e-13."""

@@ -436,6 +436,7 @@ def test_means_of_laws():
     agree([values[0], log_weights[0]], [3.0, 0.0])
 
 
+@pytest.mark.slow
 def test_importance_sampling_estimates_the_integral():
     def everything():
         law, bounded = BurrXII(2.0, 2.0), dist.Pareto(1.0, 2.0)

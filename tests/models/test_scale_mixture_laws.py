@@ -10,6 +10,7 @@ import numpyro
 import numpyro.distributions as dist
 import pytest
 import scipy.stats as st
+from helpers import others_slow
 from jax import random
 from numpyro.distributions.distribution import validation_enabled
 from numpyro.infer.util import log_density
@@ -209,7 +210,7 @@ def _probability(density, left, right):
     return 0.5 * (right - left) * sum(w * density(v) for w, v in zip(weights, x, strict=True))
 
 
-@pytest.mark.parametrize("name", LAWS)
+@pytest.mark.parametrize("name", others_slow(LAWS, "burr"))
 def test_marginals(name):
     def everything(y):
         law = ScaleMixtureNormal(LAWS[name](), 0.3, 0.8)
