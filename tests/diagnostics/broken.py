@@ -5,10 +5,10 @@ from types import SimpleNamespace
 from typing import ClassVar
 
 import jax.numpy as jnp
-from jax import lax, random
+from jax import random
 
 from ppl_toolkit.inference.hmc import HMC, NUTS
-from ppl_toolkit.inference.trajectory import Phase, energy_of, leapfrog, where
+from ppl_toolkit.inference.trajectory import hamiltonian, metropolis
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,24 +40,15 @@ class WrongJacobian(NUTS):
 class HalfStepAccept(HMC):
     """Proposes with one step size and accepts by the energy error of half of it."""
 
-    def transition(self, key, point, gradient, metric, step):
+    def transition(self, key, point, gradient, metric, step, early):
         key_momentum, key_accept = random.split(key)
-        noise = random.normal(key_momentum, point.position.shape, point.position.dtype)
-        start = Phase(point, noise)
 
-        def end(step):
-            return lax.fori_loop(
-                0, self.steps, lambda _, z: leapfrog(gradient, metric, step, z), start
-            )
+        def flight(step):
+            return hamiltonian(key_momentum, point, gradient, metric, step, self.steps)
 
-        proposed = end(step)
-        error = energy_of(end(0.5 * step)) - energy_of(start)
-        accepted = jnp.log(random.uniform(key_accept, ())) < -error
-        stats = {
-            "acceptance_rate": jnp.minimum(1.0, jnp.exp(-error)),
-            "n_steps": jnp.asarray(2 * self.steps, jnp.int32),
-        }
-        return where(accepted, proposed.point, point), stats
+        proposed = flight(step)._replace(error=flight(0.5 * step).error)
+        end, stats = metropolis(key_accept, point, proposed)
+        return end, {**stats, "n_steps": jnp.asarray(2 * self.steps, jnp.int32)}
 
 
 @dataclasses.dataclass(frozen=True)
