@@ -83,9 +83,7 @@ def _site_key(key: Any, number: int, message: dict) -> Any:
     """
     words = random.key_data(key)
     own = jnp.concatenate([words[:1] + jnp.asarray(number, words.dtype), words[1:]])
-    if not threefry.serves(key):
-        return random.wrap_key_data(own, impl=random.key_impl(key))
-    if message["type"] == "sample":
+    if message["type"] == "sample" and threefry.serves(key):
         quick = threefry.written_out(own)
         # JAX draws Poisson variates with its own keys only, and says so by this error while it
         # traces: such sites get the usual key below.
@@ -93,7 +91,7 @@ def _site_key(key: Any, number: int, message: dict) -> Any:
             shape = message["kwargs"]["sample_shape"]
             jax.eval_shape(lambda: message["fn"].sample(quick, shape))
             return quick
-    return threefry.usual(own)
+    return random.wrap_key_data(own, impl=random.key_impl(key))
 
 
 class _Keys(Messenger):

@@ -20,7 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax, random
 
-from ppl_toolkit import executables, threefry
+from ppl_toolkit import executables
 from ppl_toolkit.cost import operations
 from ppl_toolkit.errors import MethodError
 from ppl_toolkit.packing import Packing
@@ -120,15 +120,19 @@ class Engine:
                 type(method), method.statics(), lanes, program.precision, texts, shapes,
             )  # fmt: skip
             self._pieces: dict[str, Traced] = {}
-            self._as_keys = threefry.written_out
             self._name = _name(method, self._key)
             if self._key not in _structures and self._name:
                 known = executables.recall(f"structure {self._name}", self.devices[0])
                 if known is not None:
                     _structures[self._key] = known
             if self._key not in _structures:
-                _structures[self._key] = self._with_keys(
-                    lambda: self._traced_structure(inputs, index, *starts(*part))
+                state = self._traced_once("init", *inputs, seed, *starts(*part))
+                chain, *_ = starts(*part)
+                _, draw, stats = self._traced_once("step", *inputs, seed, chain, state, index)
+                values = self._traced_once("values", *inputs[:2], draw)
+                work = operations(self._pieces["step"].jaxpr)
+                _structures[self._key] = self._with_room(
+                    _Structure(state, draw, stats, values), work
                 )
                 if self._name:
                     executables.remember(
@@ -158,29 +162,8 @@ class Engine:
 
     # -- the functions that are compiled ----------------------------------------------------
 
-    def _with_keys(self, trace: Callable[[], Any]) -> Any:
-        """What ``trace`` gives, with keys written out unless it draws what needs JAX's own.
-
-        Their bits are the same.
-        """
-        try:
-            return trace()
-        except NotImplementedError:
-            self._as_keys = threefry.usual
-            self._pieces.clear()
-            return trace()
-
-    def _traced_structure(self, inputs: tuple, index: Any, number: Any, *start: Any) -> _Structure:
-        """The structure, by tracing one chain, or the lanes; the traces are kept for compiling."""
-        words = _like((*number.shape, 2), np.uint32)
-        state = self._traced_once("init", *inputs, words, *start)
-        _, draw, stats = self._traced_once("step", *inputs, words, state, index)
-        values = self._traced_once("values", *inputs[:2], draw)
-        one = _Structure(state, draw, stats, values)
-        return self._with_room(one, operations(self._pieces["step"].jaxpr))
-
     def _traced_once(self, name: str, *avals: Any) -> Any:
-        """The shapes that `_init`, `_step` or `_values` gives; its trace is kept."""
+        """The shapes that `_init`, `_step` or `_values` gives; its trace is kept for compiling."""
         traced = self._pieces[name] = Traced.of(getattr(self, f"_{name}"), *avals)
         shapes = [jax.ShapeDtypeStruct(v.aval.shape, v.aval.dtype) for v in traced.jaxpr.outvars]
         return jax.tree.unflatten(traced.out_tree, shapes)
@@ -217,22 +200,18 @@ class Engine:
         room = _IN_TURN if small else 1
         return jax.tree.map(lambda x: _like((room, *x.shape), x.dtype), one)
 
-    def _chain_keys(self, seed: Any, numbers: Any) -> Any:
-        """The words of the keys of chains, (chain, 2)."""
-        return jax.vmap(lambda c: random.key_data(random.fold_in(self._as_keys(seed), c)))(numbers)
-
-    def _keyed(self, function: Callable, words: Any, index: Any, *args: Any) -> Any:
+    def _keyed(self, function: Callable, seed: Any, numbers: Any, index: Any, *args: Any) -> Any:
         """``function`` of the keys of all lanes at an iteration, and of what each of them has.
 
         Of every lane on its own, unless the method takes them together.
         """
 
-        def key(words: Any) -> Any:
-            return random.fold_in(self._as_keys(words), index)
+        def key(number: Any) -> Any:
+            return random.fold_in(_chain_key(seed, number), index)
 
         if self.together:
-            return function(jax.vmap(key)(words), *args)
-        return self._over_lanes(lambda words, *own: function(key(words), *own), words, *args)
+            return function(jax.vmap(key)(numbers), *args)
+        return self._over_lanes(lambda number, *own: function(key(number), *own), numbers, *args)
 
     def _over_lanes(self, function: Callable, *args: Any) -> Any:
         """``function`` on every lane, or of a chain alone."""
@@ -252,14 +231,15 @@ class Engine:
         return lax.fori_loop(np.int32(0), active, one, blank)
 
     def _init(
-        self, consts: Any, data: Any, settings: Any, words: Any, positions: Any, given: Any
-    ) -> Any:
+        self, consts: Any, data: Any, settings: Any, seed: Any, starts: Any, positions: Any,
+        given: Any,
+    ) -> Any:  # fmt: skip
         target = self._target(consts, data)
 
         def init(key: Any, *start: Any) -> Any:
             return self.method.init(key, start, target, settings)
 
-        return self._keyed(init, words, np.uint32(_INIT_INDEX), positions, given)
+        return self._keyed(init, seed, starts, np.uint32(_INIT_INDEX), positions, given)
 
     def _refresh(self, consts: Any, data: Any, settings: Any, states: Any) -> Any:
         target = self._target(consts, data)
@@ -268,26 +248,26 @@ class Engine:
         return self._over_lanes(lambda s: self.method.refresh(s, target, settings), states)
 
     def _step(
-        self, consts: Any, data: Any, settings: Any, words: Any, states: Any, index: Any
-    ) -> tuple[Any, Any, Any]:
+        self, consts: Any, data: Any, settings: Any, seed: Any, chains: Any, states: Any,
+        index: Any,
+    ) -> tuple[Any, Any, Any]:  # fmt: skip
         target = self._target(consts, data)
 
         def step(key: Any, state: Any) -> Any:
             return self.method.step(key, index, state, target, settings)
 
-        return self._keyed(step, words, index, states)
+        return self._keyed(step, seed, chains, index, states)
 
     def _values(self, consts: Any, data: Any, draws: Any) -> dict[str, Any]:
         target = self._target(consts, data)
         return self._over_lanes(lambda draw: self.method.values(draw, target), draws)
 
     def _start(
-        self, consts: Any, data: Any, settings: Any, seed: Any, active: Any, numbers: Any,
-        *starts: Any,
-    ) -> Any:  # fmt: skip
+        self, consts: Any, data: Any, settings: Any, seed: Any, active: Any, *starts: Any
+    ) -> Any:
         """The first states of the first ``active`` chains (of all, in lock step)."""
-        init = functools.partial(self._piece("init"), consts, data, settings)
-        return self._states(init, active, self._chain_keys(seed, numbers), *starts)
+        init = functools.partial(self._piece("init"), consts, data, settings, seed)
+        return self._states(init, active, *starts)
 
     def _renew(self, consts: Any, data: Any, settings: Any, active: Any, states: Any) -> Any:
         """The states with caches for other data."""
@@ -305,7 +285,7 @@ class Engine:
             the draws, all packed in buffers (chain, row, size) of which the first ``count`` rows
             hold.
         """
-        step = functools.partial(self._piece("step"), consts, data, settings)
+        step = functools.partial(self._piece("step"), consts, data, settings, seed)
         value = functools.partial(self._piece("values"), consts, data)
         packed = self.packed
         part = () if self.in_turn else (self.lanes,)
@@ -318,13 +298,13 @@ class Engine:
         def put(buffers: dict[str, Any], place: tuple, new: dict[str, Any]) -> dict[str, Any]:
             return {dtype: _with(buffer, place, new[dtype]) for dtype, buffer in buffers.items()}
 
-        def iterations(number: Any, words: Any, state: Any, *buffers: Any) -> tuple:
+        def iterations(number: Any, chain: Any, state: Any, *buffers: Any) -> tuple:
             """What follows of one part, written to its place in the buffers."""
             draws, stats, values = buffers
 
             def iterate(carry: tuple) -> tuple:
                 row, state, draws, stats = carry
-                state, draw, stat = step(words, state, index + row)
+                state, draw, stat = step(chain, state, index + row)
                 draws = put(draws, (number, row), packed.draw.pack(draw))
                 return row + 1, state, draws, put(stats, (number, row), packed.stats.pack(stat))
 
@@ -343,16 +323,15 @@ class Engine:
 
         def one(number: Any, carry: tuple) -> tuple:
             states, *buffers = carry
-            words, state = _at((keys, states), (number,))
-            state, *buffers = iterations(number, words, state, *buffers)
+            chain, state = _at((chains, states), (number,))
+            state, *buffers = iterations(number, chain, state, *buffers)
             return (_with(states, (number,), state), *buffers)
 
-        keys = self._chain_keys(seed, chains)
         begin = (states, buffers(packed.draw), buffers(packed.stats), buffers(packed.values))
         if self.in_turn:
             states, draws, stats, values = lax.fori_loop(np.int32(0), active, one, begin)
         else:
-            states, *lots = iterations(np.int32(0), keys, *begin)
+            states, *lots = iterations(np.int32(0), chains, *begin)
             draws, stats, values = jax.tree.map(lambda x: jnp.moveaxis(x[0], 0, 1), lots)
         return states, values, stats, draws if self.pools else ()
 
@@ -410,7 +389,7 @@ class Engine:
                 lambda x: jax.ShapeDtypeStruct(np.shape(x), jnp.result_type(x), sharding=sharding),
                 self._avals[name],
             )
-            return self._with_keys(lambda: jax.jit(programs[name]).trace(*avals))
+            return jax.jit(programs[name]).trace(*avals)
 
         quick = name == "init" and getattr(self.method, "brief_start", False)
         executable, _ = executables.compiled(
@@ -473,6 +452,10 @@ def _with(tree: Any, place: tuple, new: Any) -> Any:
         return lax.dynamic_update_slice(x, own.reshape(*(1 for _ in place), *own.shape), begin)
 
     return jax.tree.map(replaced, tree, new)
+
+
+def _chain_key(seed: Any, chain: Any) -> Any:
+    return random.fold_in(random.wrap_key_data(seed), chain)
 
 
 def joined(blocks: Sequence[Block], axis: int) -> Block:

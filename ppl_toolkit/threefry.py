@@ -1,4 +1,4 @@
-"""JAX's random keys and bits at a lower price on CPUs: Threefry-2x32 with its rounds written out.
+"""JAX's random bits at a lower price on CPUs: Threefry-2x32 with its rounds written out.
 
 On CPUs JAX rolls the rounds into a loop, whose every turn computes both words anew and goes through
 memory. Written out they are one pass over the data.
@@ -15,7 +15,7 @@ import numpy as np
 from jax import lax, random
 from jax.extend.random import define_prng_impl
 
-__all__ = ["serves", "usual", "written_out"]
+__all__ = ["serves", "written_out"]
 
 _ROTATIONS = ((13, 15, 26, 6), (17, 29, 16, 24))
 _PARITY = np.uint32(0x1BD11BDA)
@@ -43,7 +43,7 @@ def _bits(key: Any, width: int, shape: tuple[int, ...]) -> Any:
     """Words of ``width`` bits, as `jax.random.bits` gives them."""
     size = math.prod(shape)
     if size >= 2**32:
-        return random.bits(usual(key), shape, f"uint{width}")
+        return random.bits(random.wrap_key_data(key, impl=_OWN), shape, f"uint{width}")
     low = lax.iota(np.uint32, size).reshape(shape)
     x, y = _hashed(key[0], key[1], jnp.zeros_like(low), low)
     if width == 64:
@@ -53,44 +53,26 @@ def _bits(key: Any, width: int, shape: tuple[int, ...]) -> Any:
     return lax.optimization_barrier(words)  # else XLA hashes again wherever they are used
 
 
-def _words(key: Any, high: Any, low: Any) -> Any:
-    """The words of keys that are the hashes of counters."""
-    return lax.optimization_barrier(jnp.stack(_hashed(key[0], key[1], high, low), axis=-1))
-
-
-def _split(key: Any, shape: tuple[int, ...]) -> Any:
-    low = lax.iota(np.uint32, math.prod(shape)).reshape(shape)
-    return _words(key, jnp.zeros_like(low), low)
-
-
-def _fold_in(key: Any, data: Any) -> Any:
-    return _words(key, np.uint32(0), jnp.asarray(data).astype(np.uint32))
-
-
 _WRITTEN_OUT = define_prng_impl(
     key_shape=(2,),
     seed=lambda seed: random.key_data(random.key(seed, impl=_OWN)),
-    split=_split,
+    split=lambda key, shape: random.key_data(
+        random.split(random.wrap_key_data(key, impl=_OWN), shape)
+    ),
     random_bits=_bits,
-    fold_in=_fold_in,
+    fold_in=lambda key, data: random.key_data(
+        random.fold_in(random.wrap_key_data(key, impl=_OWN), data)
+    ),
     name="threefry2x32_written_out",
     tag="3fw",
 )
 
 
 def serves(key: Any) -> bool:
-    """Whether this is a key of Threefry, JAX's or written out."""
-    return random.key_impl(key) in (_OWN, _WRITTEN_OUT)
+    """Whether this is a key of JAX's Threefry."""
+    return str(random.key_impl(key)) == _OWN
 
 
 def written_out(words: Any) -> Any:
-    """Keys (...) whose bits, splits and folds are those of JAX's Threefry keys, of words (..., 2).
-
-    `jax.random.poisson` refuses them by a NotImplementedError: it takes `usual` ones.
-    """
+    """Keys (...) whose bits are those of JAX's Threefry keys with the same words, (..., 2)."""
     return random.wrap_key_data(words, impl=_WRITTEN_OUT)
-
-
-def usual(words: Any) -> Any:
-    """JAX's Threefry keys (...) of the words (..., 2)."""
-    return random.wrap_key_data(words, impl=_OWN)
