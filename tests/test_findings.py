@@ -311,8 +311,9 @@ def test_the_centred_eight_schools_are_found_out_in_one_warning_and_in_the_resul
     (warning,) = [w for w in caught if issubclass(w.category, InferenceWarning)]
     assert warning.filename == __file__, "the warning points at the call"
     found = {f.kind: f for f in findings(result)}
-    assert {"divergences", "ess"} <= found.keys()
-    assert found["divergences"].number == int(result["sample_stats"]["diverging"].sum())
+    assert {"bfmi", "ess"} <= found.keys()  # and divergences, in nine of ten runs
+    diverging = int(result["sample_stats"]["diverging"].sum())
+    assert diverging == (found["divergences"].number if "divergences" in found else 0)
     for f in found.values():
         assert f.message in str(warning.message)
         assert f.remedy in str(warning.message)
