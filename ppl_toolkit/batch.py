@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import inspect
 import os
 import time
 import warnings
@@ -37,7 +38,7 @@ from ppl_toolkit.errors import (
     SamplingError,
     SiteError,
 )
-from ppl_toolkit.front_door import Options
+from ppl_toolkit.front_door import Options, infer
 from ppl_toolkit.labels import label_of_each
 from ppl_toolkit.many_runs import DataSet, each_data_set
 from ppl_toolkit.progress import progress_for
@@ -123,6 +124,7 @@ def infer_batch(
         None, None, None,
     )  # fmt: skip
     options.check()
+    _refuse_options_of_infer(model, kwargs)
     sets = DataSets.of(model, args, with_data(model, kwargs, data), over)
     seeds = _seeds(seed, sets.size)
     labels = np.arange(sets.size)
@@ -192,6 +194,18 @@ def _seeds(seed: Any, count: int) -> list[int]:
     if len(seeds) != count:
         raise OptionError(f"seed= has {len(seeds)} seeds, but there are {count} data sets.")
     return seeds
+
+
+def _refuse_options_of_infer(model: Callable, kwargs: Mapping[str, Any]) -> None:
+    """Say so of options that `infer` alone has; names that the model has are arguments."""
+    own = set(inspect.signature(infer_batch).parameters)
+    foreign = [name for name in inspect.signature(infer).parameters if name not in own]
+    with contextlib.suppress(TypeError, ValueError):  # things without a signature
+        foreign = [name for name in foreign if name not in inspect.signature(model).parameters]
+    if asked := [name for name in foreign if name in kwargs]:
+        raise OptionError(
+            f"infer_batch has no options {asked}: they are of infer, which takes one data set."
+        )
 
 
 def _require_served(call: Call) -> None:

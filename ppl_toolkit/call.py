@@ -168,6 +168,7 @@ def carry_out(call: Call, begin: Begin) -> xarray.DataTree:
         judge = None if call.goal is None else Judge(call.goal, call.superchains)
         if judge is not None and begin.earlier is not None:
             judge.add(begin.earlier)
+            judge.draws = begin.draws  # some may have been thinned away
         outcome = run.chunks(
             sink,
             shown,
@@ -223,7 +224,8 @@ def require_started(call: Call, state: Any, positions: np.ndarray, given: np.nda
     raise InitializationError(
         f"chain {chain} found no finite log density and gradient at {where}. "
         + (f"Sites without a finite log density there: {guilty}. " if guilty else "")
-        + "Check the data and the priors' scales, or give a starting point with init={site: value}."
+        + "Check the data and the priors' scales, or give infer a starting point: "
+        "init={site: value}."
     )
 
 

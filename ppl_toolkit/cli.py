@@ -268,7 +268,12 @@ def doctor() -> None:
         )
         raise typer.Exit(1) from None
     typer.echo(f"jax {jax.__version__}, numpyro {numpyro.__version__}, arviz {arviz.__version__}")
-    devices = ", ".join(f"{d.platform} ({d.device_kind})" for d in jax.devices())
+    try:
+        devices = ", ".join(f"{d.platform} ({d.device_kind})" for d in jax.devices())
+    except Exception as error:  # JAX raises errors of several kinds
+        asked = os.environ.get("JAX_PLATFORMS")
+        typer.echo(f"JAX finds no device{f' (JAX_PLATFORMS={asked})' if asked else ''}: {error}")
+        raise typer.Exit(1) from None
     typer.echo(f"devices: {devices}; {os.cpu_count()} cores")
     info = executables.cache_info()
     if info.directory is None:
@@ -278,6 +283,8 @@ def doctor() -> None:
         typer.echo(
             f"cache of compiled programs: {info.directory} ({info.files} files, {size:.1f} MiB)"
         )
+        if trouble := executables.cache_trouble():
+            typer.echo(f"  it cannot be used: {trouble}. Name another one: PPL_CACHE_DIR=...")
 
     import ppl_toolkit as ppl
 

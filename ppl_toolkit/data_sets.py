@@ -189,12 +189,27 @@ def _require_alike(own: Arguments, first: Arguments) -> None:
                 f"argument {name!r} has type {array.dtype}, but {like.dtype} in data set 0. Give "
                 "all of them one type: np.asarray(..., dtype=float)."
             )
-    if repr(own.leaves) != repr(first.leaves):
-        raise DataError(
-            f"it has the settings {_settings(own)}, but data set 0 has {_settings(first)}: what is "
-            "no array is part of the compiled program. Leave it out of over=."
-        )
+    for setting, like in zip(own.leaves, first.leaves, strict=True):
+        if not _same(setting, like):
+            raise DataError(
+                f"its {_described(setting)} differs from the {_described(like)} of data set 0: "
+                "what is no array is part of the compiled program, and cannot vary. Pass numbers: "
+                "a dictionary of a table's columns, the codes of labels."
+            )
 
 
-def _settings(arguments: Arguments) -> list[Any]:
-    return [leaf for leaf, slot in zip(arguments.leaves, arguments.slots, strict=True) if slot < 0]
+def _same(setting: Any, like: Any) -> bool:
+    """Whether two things that are no arrays are known to be equal."""
+    if setting is like:
+        return True
+    if type(setting) is not type(like):
+        return False
+    if isinstance(setting, np.ndarray):  # of strings, say
+        return np.array_equal(setting, like)
+    equal = setting.equals(like) if hasattr(setting, "equals") else setting == like
+    return isinstance(equal, bool | np.bool_) and bool(equal)
+
+
+def _described(setting: Any) -> str:
+    plain = isinstance(setting, str | bool | int | None)
+    return f"{setting!r:.60}" if plain else type(setting).__name__

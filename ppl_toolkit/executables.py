@@ -200,6 +200,20 @@ def cache_info() -> CacheInfo:
     return CacheInfo(len(_memory), directory, len(files), sum(f.stat().st_size for f in files))
 
 
+def cache_trouble() -> str:
+    """Why nothing can be kept on disk; "" if it can, or is not meant to."""
+    directory = cache_directory()
+    if directory is None:
+        return ""
+    try:
+        directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=directory):
+            pass
+    except OSError as error:
+        return str(error)
+    return "" if _is_own(directory) else "others own it, or may write to it"
+
+
 def recall(name: str, device: Any) -> Any:
     """What was remembered under a name on this machine, by these versions; None if nothing."""
     directory = cache_directory()

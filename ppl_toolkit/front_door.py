@@ -15,8 +15,8 @@ from ppl_toolkit import results
 from ppl_toolkit.arguments import with_data
 from ppl_toolkit.bare_density import as_model, density_like
 from ppl_toolkit.call import Begin, Call, carry_out, conclusions
-from ppl_toolkit.diagnostics import approximation
 from ppl_toolkit.diagnostics.findings import as_text, findings
+from ppl_toolkit.engine import Engine
 from ppl_toolkit.errors import CheckpointError, InferenceWarning, MethodError, OptionError
 from ppl_toolkit.files import load
 from ppl_toolkit.goals import Goal
@@ -68,7 +68,7 @@ def infer(
         model: a NumPyro model function, or (together with ``init=``) a log density function of
             a position.
         *args, **kwargs: its arguments. Arrays may change from call to call without compiling.
-        method: "auto", a name ("nuts", "hmc", "prior", "enumeration"), or a method object such as
+        method: "auto", a name such as "nuts" or "laplace", or a method object such as
             ``NUTS(target_acceptance=0.95)``.
         draws: draws per chain to keep; 1000, or what the method prefers, if None. With ``until``
             the most of them; 10,000 if None.
@@ -82,9 +82,9 @@ def infer(
             chunks, threads, stores and resumptions.
         init: where to start: None (random), "prior", a dictionary of site values (one for all
             chains, or with a leading dimension of chains, or of superchains), or an earlier result,
-            whose step size and metric are taken over and whose warm-up is short; of a result of
-            another method, such as `Pathfinder`, chains start at its draws. For a log density: a
-            position.
+            whose step size and metric are taken over and whose warm-up is short; where they do not
+            fit (a result of `Pathfinder`, say, or of other chains or another metric) chains start
+            at its last draws. For a log density: a position.
         coords: labels for dimensions, ``{"school": names}``.
         dims: names for event dimensions, ``{"beta": ["predictor"]}``.
         data: further arguments of the model by name, for names that infer itself uses.
@@ -164,13 +164,11 @@ class Options(NamedTuple):
         precision = _precision(self.precision)
         return Program(model, args, arguments, precision=precision, dims=self.dims)
 
-    def new_call(self, program: Program, store: Any = None, refit: bool = False) -> Call:
-        """The call of a new run; ``refit``: from the state of an earlier one."""
+    def new_call(self, program: Program, store: Any = None) -> Call:
+        """The call of a new run."""
         method, reason = _choose(self.method, program)
         labels = check_coords(program, {} if self.coords is None else self.coords)
-        warmup = self.warmup
-        if warmup is None:
-            warmup = method.refit_warmup if refit else method.warmup
+        warmup = method.warmup if self.warmup is None else self.warmup
         return self.call(program, method, reason, labels, warmup, store)
 
     def call(
@@ -221,9 +219,12 @@ def _started(
     else:
         model, args, init = as_model(model, args, arguments, init)
     program = options.program(model, args, arguments)
-    if earlier is not None and _of_another_kind(earlier, options, program):
-        init, earlier = drawn_starts(program, earlier, options.chains or _CHAINS), None
-    call = options.new_call(program, store, earlier is not None)
+    call = options.new_call(program, store)
+    if earlier is not None and not _takes_over(call, earlier):
+        drawn = earlier[results.posterior_group(earlier)].dataset
+        init, earlier = drawn_starts(program, drawn, call.superchains or call.chains), None
+    elif earlier is not None and options.warmup is None:
+        call = call._replace(warmup=call.method.refit_warmup)
     if init is not None and earlier is None and not getattr(call.method, "takes_start", True):
         raise OptionError(f"{call.name} does not start from a given position; leave init= out.")
     if options.superchains is None and one_per_chain(program, init, call.chains):
@@ -235,12 +236,13 @@ def _started(
     return call, begin
 
 
-def _of_another_kind(earlier: xarray.DataTree, options: Options, program: Program) -> bool:
-    """Whether a result is an approximation, and the method is not what found it."""
-    method, _ = _choose(options.method, program)
-    return (
-        approximation.GROUP in earlier.children and earlier.attrs["method"] != type(method).__name__
-    )
+def _takes_over(call: Call, earlier: xarray.DataTree) -> bool:
+    """Whether a run can begin with the sampler's state of a result."""
+    state = _state_of(earlier)
+    if not state or len(next(iter(state.values()))) != call.chains:
+        return False
+    engine = Engine(call.program, call.method, call.lanes, call.devices)
+    return results.fits_state(state, engine.structure.state)
 
 
 def _resumed(
@@ -386,6 +388,8 @@ def _require_same_sites(program: Program, tree: xarray.DataTree) -> None:
 
 
 def _state_of(tree: xarray.DataTree) -> dict[str, np.ndarray]:
+    if "sampler_state" not in tree.children:
+        return {}
     state = tree["sampler_state"].dataset.data_vars
     return {str(name): np.asarray(value) for name, value in state.items()}
 

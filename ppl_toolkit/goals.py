@@ -41,7 +41,7 @@ class Goal:
         r_hat: the most that R-hat (nested R-hat with ``superchains=``) may be.
 
     Raises:
-        OptionError: neither ``ess`` nor ``mcse``, or a number that is not positive.
+        OptionError: neither ``ess`` nor ``mcse``, a number that is not positive, no names.
 
     Example:
         ``infer(model, y, draws=20_000, until=Goal(ess=1000))``
@@ -53,7 +53,7 @@ class Goal:
     r_hat: float = 1.01
 
     def __post_init__(self) -> None:
-        if self.ess is None and self.mcse is None:
+        if self.ess is None and (self.mcse is None or self.mcse == {}):
             raise OptionError("a Goal needs ess= or mcse=, such as Goal(ess=1000).")
         errors = self.mcse if isinstance(self.mcse, Mapping) else {"": self.mcse}
         numbers = {"ess": self.ess, **{f"mcse {k}".strip(): v for k, v in errors.items()}}
@@ -62,8 +62,8 @@ class Goal:
                 raise OptionError(f"{name} of a Goal must be a positive number; got {value!r}.")
         if not (_is_number(self.r_hat) and self.r_hat > 1.0):
             raise OptionError(f"r_hat of a Goal must be a number above 1; got {self.r_hat!r}.")
-        if isinstance(self.sites, str):
-            raise OptionError(f"sites of a Goal is a list of names; got {self.sites!r}.")
+        if not _is_list_of_names(self.sites):
+            raise OptionError(f"sites of a Goal is a list of names; got {self.sites!r:.60}.")
 
     def check(self, names: Sequence[str]) -> None:
         """Refuse sites that a result will not have."""
@@ -91,6 +91,13 @@ def _is_number(value: Any) -> bool:
     return isinstance(value, int | float | np.number) and not isinstance(value, bool)
 
 
+def _is_list_of_names(sites: Any) -> bool:
+    if sites is None:
+        return True
+    is_list = isinstance(sites, Sequence) and not isinstance(sites, str)
+    return is_list and len(sites) > 0 and all(isinstance(name, str) for name in sites)
+
+
 def _further(number: int) -> int:
     return int(np.ceil(_GROWTH * number))
 
@@ -103,7 +110,7 @@ class Judge:
         superchains: groups of chains that share their starts, 0 if none do.
 
     Attributes:
-        draws: per chain, so far.
+        draws: per chain, so far; those that it was not shown are counted, too.
         missing: what was short of the goal when it was judged last; "" if nothing was.
     """
 

@@ -258,7 +258,7 @@ class Program:
                 raise DataError(
                     f"argument {name!r} has {int(flags.sum())} NaN of {array.size} values (first "
                     f"at index {first_index(flags)}). Drop or impute those rows, or mark them "
-                    "with numpyro.handlers.mask or obs_mask=."
+                    "with numpyro.handlers.mask."
                 )
         for site in sites.values():
             if site.kind == "observed" and site.argument in which and not site.masked:

@@ -278,6 +278,13 @@ def state_dataset(
     return xarray.Dataset(data, coords=label_dimensions(sizes, coords or {}))
 
 
+def fits_state(arrays: Mapping[str, Any], structure: Any) -> bool:
+    """Whether `read_state` can read these arrays."""
+    shapes = {name: np.shape(value)[1:] for name, value in arrays.items()}
+    wanted = zip(_state_names(structure), jax.tree.leaves(structure), strict=True)
+    return all(shapes.get(name) == like.shape[1:] for name, like in wanted)
+
+
 def read_state(arrays: Mapping[str, Any], structure: Any) -> Any:
     """The state with the structure of ``structure`` from named arrays.
 

@@ -41,18 +41,12 @@ def start_positions(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Flat starting points (chain, D), and which of them are given.
 
-    With superchains ``init`` has one value for every superchain, or one for all.
+    With superchains ``init`` has one value for every superchain, or one for all. A result gives
+    none: its state is taken over.
     """
     positions = np.zeros((chains, program.size), program.precision)
     nothing = np.zeros(chains, bool)
-    if init is None:
-        return positions, nothing
-    if is_tree(init):
-        if "sampler_state" not in init.children:
-            raise CheckpointError("init= is a result without sampler_state; pass a dictionary.")
-        have, need = init["sampler_state"].sizes.get("chain", 0), chains
-        if have != need:
-            raise OptionError(f"init= is a result of {have} chains; this run has chains={need}.")
+    if init is None or is_tree(init):
         return positions, nothing
     if isinstance(init, str):
         if init != "prior":
@@ -93,15 +87,15 @@ def one_per_chain(program: Program, init: Any, chains: int) -> bool:
     return any(shape == shapes.get(name) for name, shape in given.items())
 
 
-def drawn_starts(program: Program, tree: Any, chains: int) -> dict[str, np.ndarray]:
-    """Values of the continuous sites at draws of a result, one for each chain.
+def drawn_starts(program: Program, draws: Any, chains: int) -> dict[str, np.ndarray]:
+    """Values of the continuous sites at draws (a dataset), one for each chain.
 
-    With as many chains as the result has, each starts at the first draw of its own.
+    With as many chains as the result has, each starts at the last draw of its own.
 
     Raises:
         CheckpointError: the result lacks a site, or has it in another shape.
     """
-    draws, starts = tree["posterior"].dataset, {}
+    starts = {}
     for site in program.continuous:
         if site.variable not in draws or draws[site.variable].shape[2:] != site.shape:
             raise CheckpointError(
@@ -110,7 +104,7 @@ def drawn_starts(program: Program, tree: Any, chains: int) -> dict[str, np.ndarr
             )
         values = np.asarray(draws[site.variable].transpose("chain", "draw", ...))
         flat = values.reshape(-1, *site.shape)
-        starts[site.name] = flat[np.arange(chains) * len(flat) // chains]
+        starts[site.name] = flat[np.arange(1, chains + 1) * len(flat) // chains - 1]
     return starts
 
 

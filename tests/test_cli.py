@@ -1,5 +1,6 @@
 """The command line: what it prints, what it writes, how it fails."""
 
+import os
 import re
 import subprocess
 import sys
@@ -14,10 +15,11 @@ import ppl_toolkit as ppl
 PPL = str(Path(sys.executable).with_name("ppl"))
 
 
-def run(*arguments, cwd=None):
+def run(*arguments, cwd=None, **environment):
     return subprocess.run(
-        [PPL, *map(str, arguments)], cwd=cwd, capture_output=True, text=True, timeout=300
-    )
+        [PPL, *map(str, arguments)], cwd=cwd, capture_output=True, text=True, timeout=300,
+        env=os.environ | environment,
+    )  # fmt: skip
 
 
 def test_version():
@@ -100,6 +102,18 @@ def test_doctor_finds_all_well():
     for what in ("jax", "numpyro", "arviz", "devices:", "cache of compiled programs:"):
         assert what in done.stdout
     assert done.stdout.rstrip().endswith("all is well")
+
+
+def test_doctor_says_what_cannot_be_used(tmp_path):
+    taken = tmp_path / "file"
+    taken.touch()
+    done = run("doctor", PPL_CACHE_DIR=str(taken))
+    assert "it cannot be used: " in done.stdout
+    assert "PPL_CACHE_DIR=" in done.stdout
+    done = run("doctor", JAX_PLATFORMS="no_such_device")
+    assert done.returncode == 1
+    assert "JAX finds no device (JAX_PLATFORMS=no_such_device)" in done.stdout
+    assert "Traceback" not in done.stderr
 
 
 class TestErrors:

@@ -305,6 +305,18 @@ def subsampled(y):
         numpyro.sample("y", dist.Normal(m, 1.0), obs=y[rows])
 
 
+def labelled(labels, y):
+    m = numpyro.sample("m", dist.Normal(0.0, 1.0))
+    numpyro.sample("y", dist.Normal(m + (labels == "a").mean(), 1.0), obs=y)
+
+
+def tabled(table):
+    m = numpyro.sample("m", dist.Normal(0.0, 1.0))
+    numpyro.sample("y", dist.Normal(m, 1.0), obs=table["y"].values)
+
+
+LABELS = [np.array(["a"] * 2000), np.array(["a"] * 900 + ["b"] * 200 + ["a"] * 900)]
+TABLES = [pandas.DataFrame({"y": np.r_[np.zeros(50), np.full(50, x)]}) for x in (0.0, 4.0)]
 on = functools.partial(ppl.infer_batch, progress=False)
 BAD = {
     "nothing varies": (lambda: on(conjugate, Y, over=[]), OptionError, "over= names"),
@@ -337,7 +349,19 @@ BAD = {
     "settings": (
         lambda: on(
             regression, X, Y[:2], prior=[PRIOR, PRIOR | {"kind": "flat"}], over=["y", "prior"]
-        ), DataError, r"set 1: it has the settings \['flat'\], but data set 0 has \['normal'\]",
+        ), DataError, "set 1: its 'flat' differs from the 'normal' of data set 0",
+    ),
+    "long labels": (
+        lambda: on(labelled, LABELS, Y[:2], over=["labels", "y"]), DataError,
+        "set 1: its ndarray differs from the ndarray of data set 0.*codes of labels",
+    ),
+    "tables": (
+        lambda: quietly(with_baked, on, tabled, TABLES, over="table"), DataError,
+        "set 1: its DataFrame differs.*dictionary of a table's columns",
+    ),
+    "options of infer": (
+        lambda: on(conjugate, Y, over="y", init={"m": 0.0}, until=ppl.Goal(ess=1)), OptionError,
+        r"no options \['until', 'init'\]",
     ),
     "NaN": (lambda: on(conjugate, NAN, over="y"), DataError, "data set 7: .*NaN"),
     "NaN first": (lambda: on(conjugate, NAN[7:], over="y"), DataError, "data set 0: .*NaN"),
@@ -471,7 +495,7 @@ def test_trouble_is_in_one_warning_that_carries_the_result():
     assert len(caught) == 1
     text = str(caught[0].message)
     assert "few_draws: 7 of 7 data sets (0, 1, 2, 3, 4 and 2 more). The worst is 0: " in text
-    assert "(chains=4)" in text
+    assert "Draw more" in text
     tree = caught[0].message.result
     assert ppl.findings(tree)[0].kind == "few_draws"
     assert all("few_draws" in kinds for kinds in tree["diagnostics"]["findings"].values)

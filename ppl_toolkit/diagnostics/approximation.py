@@ -126,14 +126,16 @@ def _of_weights(tree: xarray.DataTree, make: Callable[..., Finding]) -> list[Fin
     raw = not _resampled(tree)
     shown = f"k-hat is {_written(found.khat)} ({_range(found)} by chain)"
     if found.khat > BAD or worst > HOPELESS:
+        chain = "" if found.khat > BAD else f" in chain {int(np.argmax(found.by_chain))}"
+        limit = BAD if found.khat > BAD else HOPELESS
         return [
             make(
                 "approximation",
                 "error",
                 (),
                 max(found.khat, worst) if found.khat <= BAD else found.khat,
-                f"{shown}; above {BAD:g}: the approximation misses parts of the posterior, and "
-                "importance weights do not mend it. Do not trust the draws.",
+                f"{shown}; above {limit:g}{chain}: the approximation misses parts of the "
+                "posterior, and importance weights do not mend it. Do not trust the draws.",
                 _NUTS + "Or take a richer family, or non-centre hierarchical sites.",
             )
         ]

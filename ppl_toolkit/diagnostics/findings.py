@@ -181,7 +181,10 @@ def _sampler_findings(tree: xarray.DataTree) -> list[Finding]:
         many = count > 0.01 * total
         name = tree.attrs.get("method")
         name = name if name in _ADAPTIVE else "NUTS"
-        steps = f"Take smaller steps: {name}(target_acceptance=0.95). "
+        options = json.loads(tree.attrs.get("method_options") or "{}")
+        target = options.get("target_acceptance", 0.8)
+        higher = 0.95 if target < 0.95 else 0.99
+        steps = f"Take smaller steps: {name}(target_acceptance={higher}). "
         per_chain = np.asarray(stats["diverging"].sum("draw")).astype(int)
         told = f"by chain: {per_chain.tolist()}"
         if per_chain.size > _MOST_CHAINS:
@@ -440,16 +443,22 @@ def _agreement(draws: xarray.Dataset, judged: Judged, limit: float) -> list[Find
         return few
     return _runs_apart(
         judged,
-        float(np.sqrt(limit**2 + 1.0 / count)),
+        limit,
+        count,
         "the chains found different approximations, of several modes perhaps, or an optimisation "
         "failed.",
         "Look at the chains one by one; take more starts, paths or steps; or use NUTS or SMC.",
     )
 
 
-def _runs_apart(judged: Judged, limit: float, why: str, remedy: str) -> list[Finding]:
-    """Whether runs of independent draws differ: R-hat above a limit."""
+def _runs_apart(judged: Judged, limit: float, count: int, why: str, remedy: str) -> list[Finding]:
+    """Whether runs differ by more than ``count`` independent draws of each may.
+
+    For N of these, N (R-hat^2 - 1) / 2 is about F - 1, F the mean square between the halves of four
+    chains in units of that within; it exceeds 5 at one scalar in 100,000.
+    """
     number = float(np.nanmax(judged.r_hat, initial=1.0))
+    limit = float(np.sqrt(limit**2 + 8.0 / count))
     if number <= limit:
         return []
     worst = _worst(judged.names, -judged.r_hat, judged.r_hat > limit)
@@ -558,9 +567,8 @@ def _places(scalar: str, means: np.ndarray) -> str:
 def _few_draws(chains: int, count: int) -> list[Finding]:
     if chains * count >= FEW_DRAWS and chains > 1:
         return []
-    text = (
-        f"{count} draws of one chain" if chains == 1 else f"{count} draws of {chains} chains each"
-    )
+    verb, draws = ("is", "draw") if count == 1 else ("are", "draws")
+    of = "one chain" if chains == 1 else f"{chains} chains each"
     why = "one chain cannot show that others would agree" if chains == 1 else "they are too few"
     return [
         Finding(
@@ -568,8 +576,9 @@ def _few_draws(chains: int, count: int) -> list[Finding]:
             "warning",
             (),
             chains * count,
-            f"there are {text}: {why}, so convergence cannot be judged.",
-            "Run four chains (chains=4), and draw more (ppl.extend).",
+            f"there {verb} {count} {draws} of {of}: {why}, so convergence cannot be judged.",
+            ("Run four chains (chains=4), and draw" if chains == 1 else "Draw")
+            + " more (ppl.extend).",
         )
     ]
 
@@ -605,14 +614,11 @@ def _of_filters(tree: xarray.DataTree) -> list[Finding]:
 
 
 def _runs_differ(judged: Judged, count: int) -> list[Finding]:
-    """Whether runs of nested sampling differ by more than N independent draws of each may.
-
-    For these, N (R-hat^2 - 1) / 2 is about F - 1, F the mean square between the halves of four
-    chains in units of that within; it exceeds 5 at one scalar in 100,000.
-    """
+    """Whether runs of nested sampling differ."""
     return _runs_apart(
         judged,
-        float(np.sqrt(R_HAT**2 + 8.0 / count)),
+        R_HAT,
+        count,
         "the runs differ.",
         "Take more live points, or more slices for each new one: NestedSampling(live=..., "
         "steps=...).",

@@ -91,7 +91,8 @@ def require_optimizer(optimizer: Any) -> None:
         OptionError: says what one is.
     """
     functions = (getattr(optimizer, name, None) for name in ("init", "update"))
-    if isinstance(optimizer, type) or not all(map(callable, functions)):
+    another = isinstance(optimizer, type) or hasattr(optimizer, "get_params")  # NumPyro's
+    if another or not all(map(callable, functions)):
         raise OptionError(
             "optimizer must be Adam(...) or one of optax's, such as optax.sgd(1e-3); got "
             f"{optimizer!r:.60}."

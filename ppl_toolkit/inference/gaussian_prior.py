@@ -54,10 +54,13 @@ class GaussianSites(NamedTuple):
         Raises:
             MethodError: names the first one at fault.
         """
-        own = [name for name in self.names if name in sites]
+        own: list[str] = []
+        for name, parents in zip(self.names, self.parents, strict=True):
+            if name in sites and not set(parents) & set(own):
+                own.append(name)
         beside = (
             f"Move it by another kernel: cycle([block({label}(), {own or ['Gaussian sites']}), "
-            "block(NUTS(), [the others])])."
+            "...]) with block(NUTS(), [...]) or block(Gibbs(), [...]) for the others."
         )
         for name, why in self.refused:
             if name in sites:

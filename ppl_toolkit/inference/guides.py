@@ -23,6 +23,7 @@ from jaxtyping import Array, Float
 from numpyro import distributions as dist
 from numpyro import handlers
 from numpyro.distributions import biject_to
+from numpyro.distributions.transforms import IdentityTransform, IndependentTransform
 from numpyro.infer import autoguide
 from numpyro.infer.initialization import init_to_value
 
@@ -250,6 +251,12 @@ class _DrawOf:
         flat, log_q = {}, _log_density(drawn)
         for name, x in values.items():
             transform = biject_to(model[name]["fn"].support)
+            if _is_identity(biject_to(drawn[name]["fn"].support)) and not _is_identity(transform):
+                raise MethodError(
+                    f"the guide draws {name!r} from all real numbers; the model's has the support "
+                    f"{program.sites[name].support}. Take a law on that, such as "
+                    "dist.TransformedDistribution(dist.Normal(...), biject_to(support))."
+                )
             flat[name] = u = transform.inv(x)
             log_q += jnp.sum(transform.log_abs_det_jacobian(u, x))
         return program.ravel(flat), log_q
@@ -275,6 +282,12 @@ class _DrawOf:
                 f"the guide's laws of {rough} have no draws that are smooth in their parameters; "
                 "take others, such as normal, log-normal, gamma or beta laws."
             )
+
+
+def _is_identity(transform: Any) -> bool:
+    while isinstance(transform, IndependentTransform):
+        transform = transform.base_transform
+    return isinstance(transform, IdentityTransform)
 
 
 def _arguments(program: Program, data: Sequence[Any]) -> tuple[Any, Any]:

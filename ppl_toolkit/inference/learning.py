@@ -48,12 +48,16 @@ class Learning:
     init_radius: float
 
     def __post_init__(self) -> None:
-        if not 0.0 < self.target_acceptance < 1.0:
+        if callable(self.target_acceptance):
+            name = type(self).__name__
+            raise OptionError(f"{name}(...) takes options; the model goes to infer(model, ...).")
+        target = self.target_acceptance
+        if not (isinstance(target, int | float | np.number) and 0.0 < target < 1.0):
+            raise OptionError(f"target_acceptance must lie between 0 and 1; got {target!r:.60}.")
+        if not (isinstance(self.metric, str) and self.metric in ("auto", *METRICS)):
             raise OptionError(
-                f"target_acceptance must lie between 0 and 1; got {self.target_acceptance}."
+                f"metric must be 'auto' or one of {METRICS}; got {self.metric!r:.60}."
             )
-        if self.metric not in ("auto", *METRICS):
-            raise OptionError(f"metric must be 'auto' or one of {METRICS}; got {self.metric!r}.")
         require_warmup(self.warmup)
         require_radius(self.init_radius)
 

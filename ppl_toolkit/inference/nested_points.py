@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax import random
+from jax import lax, random
 from jax.flatten_util import ravel_pytree
 from jax.scipy.linalg import solve_triangular
 from jax.scipy.special import logsumexp
@@ -40,13 +40,16 @@ NEAR = 0.01  # of the other points, that lie nearest to a new one
 def point_maker(log_parts: Callable[[Position], tuple[Any, Any]]) -> Callable:
     """(position, likelihood it was born above) -> blackjax's state of a point.
 
-    A point where a density is not finite has no likelihood.
+    A point where a density is not finite has no likelihood. The last bits of the others are rounded
+    off: programs differ in them, by which a plateau would fall into several.
     """
     from blackjax.ns.base import StateWithLogLikelihood
 
     def point(position: Position, loglikelihood_birth: Any = jnp.nan) -> Any:
         prior, likelihood = log_parts(position)
         possible = jnp.isfinite(prior) & jnp.isfinite(likelihood)
+        kind = jnp.finfo(likelihood.dtype)
+        likelihood = lax.reduce_precision(likelihood, kind.nexp, kind.nmant - kind.nmant // 4)
         return StateWithLogLikelihood(
             dict(position),
             jnp.where(jnp.isfinite(prior), prior, -jnp.inf),
@@ -89,21 +92,23 @@ def replacement(point: Callable, steps: int, count: int) -> Callable:
 
 
 def insertion_ranks(
-    key: Any, likelihood: Float[Array, " N"], new: Int[Array, " K"]
+    key: Any, likelihood: Float[Array, " N"], new: Int[Array, " K"], contour: Any
 ) -> Float[Array, " K"]:
     """Where new points come in among the others, one after the other: uniform in (0, 1).
 
     Draws as they should be have independent ranks. Ties are broken at random, and the rank among
-    m others is spread over an interval of length 1 / (m + 1).
+    m others is spread over an interval of length 1 / (m + 1). The others are those above the
+    ``contour``, as the new ones are; those on it are left from a plateau.
     """
     count, size = new.shape[0], likelihood.shape[0]
     turn = jnp.zeros(size, jnp.int32).at[new].set(jnp.arange(1, count + 1, dtype=jnp.int32))
     own = jnp.arange(1, count + 1)[:, None]
-    there, value = turn[None, :] < own, likelihood[new][:, None]
+    there = (turn[None, :] < own) & (likelihood[None, :] > contour)
+    value = likelihood[new][:, None]
     below = jnp.sum(there & (likelihood[None, :] < value), 1)
     equal = jnp.sum(there & (likelihood[None, :] == value), 1) + 1
     uniform = random.uniform(key, (count,), jnp.result_type(float))
-    return (below + uniform * equal) / (size - count + own[:, 0])
+    return (below + uniform * equal) / (jnp.sum(there, 1) + 1)
 
 
 def near_start(

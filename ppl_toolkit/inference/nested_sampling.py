@@ -280,6 +280,7 @@ class NestedSampling:
         factor = live.inner_kernel_params["covariance_factor"]
         near = near_start(live.particles.position, dying, start, factor)
         likelihood = live.particles.loglikelihood
+        contour = jnp.max(particles.loglikelihood[dying])
         of_live, of_dead = live.integrator.logZ_live, live.integrator.logZ
         share = jnp.exp(of_live - jnp.logaddexp(of_live, of_dead))
         # Both ends of an interval are evaluated, and those that it grows and shrinks to.
@@ -292,7 +293,7 @@ class NestedSampling:
         return state._replace(
             live=live,
             dead=jax.tree.map(put, state.dead, info.particles),
-            ranks=put(state.ranks, insertion_ranks(key_ranks, likelihood, dying)),
+            ranks=put(state.ranks, insertion_ranks(key_ranks, likelihood, dying, contour)),
             near=state.near + jnp.sum(near, dtype=jnp.int32),
             iterations=state.iterations + 1,
             evaluations=state.evaluations + evaluations,
@@ -363,8 +364,8 @@ class NestedSampling:
         return (
             f"chain {chain}: after {int(np.asarray(state.iterations)[chain])} iterations the live "
             f"points still hold {float(np.asarray(state.share)[chain]):.1%} of the evidence. Allow "
-            "more of them (max_iterations=), delete more points at a time, or give the model a "
-            "prior that is nearer to the data."
+            "more of them (max_iterations=, and warmup= where it is given), delete more points at "
+            "a time, or give the model a prior that is nearer to the data."
         )
 
 

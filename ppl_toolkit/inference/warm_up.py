@@ -233,7 +233,7 @@ def unstuck(state: Any, segment: Drawn) -> Any:
     if len(log_density) < 2:
         return state
     frozen = np.all(segment.positions == segment.positions[:, :1], axis=(1, 2))
-    scales = np.maximum(segment.positions.std(1), 1e-300)
+    scales = np.maximum(segment.positions.std(1, dtype=float), 1e-300)
     mass = np.where(frozen, -np.inf, log_density.mean(1) + np.sum(np.log(scales), 1))
     best = int(np.argmax(mass))
     below = log_density.max(1) < log_density[best].min()

@@ -73,6 +73,19 @@ def test_going_on_ends_at_the_same_draw(reached, tmp_path):
         np.testing.assert_array_equal(resumed["posterior"]["mu"], reached["posterior"]["mu"])
 
 
+@pytest.mark.parametrize("part", [slice(None, None, 2), slice(0, 60)], ids=["thinned", "cut"])
+def test_going_on_from_some_of_the_draws(part):
+    """The run itself goes on where it was; it is judged after as many draws as it has made."""
+    first = quiet(conjugate, Y, warmup=100, draws=120)
+    longer = quietly(
+        ppl.extend, first.isel(draw=part), conjugate, Y, until=ppl.Goal(ess=800), draws=3000
+    )
+    new = longer["posterior"]["mu"].values[:, 60:]
+    assert 120 + new.shape[1] in STEPS
+    whole = quietly(ppl.extend, first, conjugate, Y, draws=new.shape[1])
+    np.testing.assert_array_equal(new, whole["posterior"]["mu"].values[:, 120:])
+
+
 def test_errors_of_means():
     mean, sd = exact(Y)
     relative = until(ppl.Goal(mcse=0.015))
@@ -146,6 +159,9 @@ BAD = {
     "mcse": ({"mcse": {"mu": 0.0}}, "mcse mu of a Goal must be a positive number; got 0.0"),
     "r_hat": ({"ess": 10, "r_hat": 1.0}, "above 1; got 1.0"),
     "sites": ({"ess": 10, "sites": "mu"}, "list of names"),
+    "no sites": ({"ess": 10, "sites": []}, r"list of names; got \[\]"),
+    "numbers as sites": ({"ess": 10, "sites": [3]}, r"list of names; got \[3\]"),
+    "no errors": ({"mcse": {}}, "needs ess= or mcse="),
 }
 
 

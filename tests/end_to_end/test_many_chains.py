@@ -18,14 +18,13 @@ import ppl_toolkit as ppl
 from ppl_toolkit import convergence
 from ppl_toolkit.engine import Engine
 from ppl_toolkit.errors import (
-    CheckpointError,
     InitializationError,
     MethodError,
     OptionError,
     SiteError,
 )
 from ppl_toolkit.front_door import _default_superchains
-from ppl_toolkit.inference import MAMS, NUTS, ChEES
+from ppl_toolkit.inference import MAMS, MCMC, NUTS, ChEES, RandomWalk
 from ppl_toolkit.program import Program
 
 METHODS = {"chees": ChEES(), "mams": MAMS()}
@@ -306,12 +305,29 @@ def test_a_refit_takes_over_what_was_learned(method):
 
 
 def test_results_of_other_methods():
-    """NUTS knows all that it needs of an ensemble's state, but not the other way round."""
+    """NUTS knows all that it needs of an ensemble's state, but not the other way round: then, and
+    where there are other chains, those begin at draws and are warmed up in full."""
     many = quiet(pair, Y, method="mams", warmup=60, chains=8, draws=20)
-    nuts = quiet(pair, Y, method="nuts", init=many, chains=8, warmup=20, draws=20)
+    nuts = quiet(pair, Y, method="nuts", init=many, chains=8, draws=20)
+    assert nuts.attrs["warmup"] == NUTS.refit_warmup
     assert quiet(pair, Y, method="chees", init=many, chains=8, warmup=20, draws=20)
-    with pytest.raises(CheckpointError, match=r"lacks 'length.log_length'.*by another method"):
-        quiet(pair, Y, method="chees", init=nuts, chains=8)
+    for method, chains in ((ChEES(), 8), (NUTS(), 6), (NUTS(metric="low rank"), 8)):
+        tree = quiet(pair, Y, method=method, init=nuts, chains=chains, draws=1)
+        assert tree["posterior"].sizes["chain"] == chains
+        assert tree.attrs["warmup"] == method.warmup
+
+
+def test_chains_begin_at_the_last_draws_of_another_result():
+    """Without warm-up and with steps of no length they stay there; superchains share starts."""
+    first = quiet(pair, Y, method="slice", chains=4, warmup=50, draws=20)
+    last = first["posterior"]["m"].values[:, -1]
+    options = {"init": first, "warmup": 0, "draws": 1}
+    still = MCMC(RandomWalk(scale=1e-12))
+    tree = quiet(pair, Y, method=still, chains=4, **options)
+    np.testing.assert_allclose(tree["posterior"]["m"].values[:, 0], last, atol=1e-9)
+    tree = quiet(pair, Y, method=still, chains=8, superchains=4, **options)
+    shared = np.repeat(last, 2, axis=0)
+    np.testing.assert_allclose(tree["posterior"]["m"].values[:, 0], shared, atol=1e-9)
 
 
 def test_many_data_sets_have_the_draws_of_each_alone():

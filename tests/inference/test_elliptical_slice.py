@@ -339,9 +339,19 @@ def test_it_names_the_site_at_fault(what):
         ppl.infer(model, y, method=EllipticalSlice(), progress=False)
 
 
+def nested(y):
+    f = numpyro.sample("f", dist.Normal(0.0, 1.0))
+    s = numpyro.sample("s", dist.HalfNormal(1.0))
+    g = numpyro.sample("g", dist.Normal(f, 1.0))
+    numpyro.sample("y", dist.Normal(g, s), obs=y)
+
+
 def test_other_refusals():
     with pytest.raises(MethodError, match=r"'s' has the prior HalfNormal"):
         ppl.infer(half_normal, Y[0], method=MCMC(block(EllipticalSlice(), ["f", "s"])))
+    with pytest.raises(MethodError, match=r"EllipticalSlice\(\), \['f'\]\), \.\.\.\]\)") as caught:
+        ppl.infer(nested, Y[0], method=EllipticalSlice())
+    assert "block(Gibbs()" in str(caught.value)
     with pytest.raises(MethodError, match=r"moves the latent sites \['s'\]"):
         ppl.infer(half_normal, Y[0], method=MCMC(block(EllipticalSlice(), "f")))
     with pytest.raises(MethodError, match=r"follows the posterior alone"):

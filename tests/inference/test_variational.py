@@ -152,9 +152,15 @@ def elsewhere(y):
     numpyro.sample("other", dist.Normal(0.0, 1.0))
 
 
+def without_bounds(y):
+    numpyro.sample("m", dist.Normal(0.0, 1.0))
+    numpyro.sample("s", dist.Normal(numpyro.param("q", 0.0), 1.0))
+
+
 @pytest.mark.parametrize(
     ("guide", "error", "words"),
     [
+        (without_bounds, MethodError, "'s' from all real numbers.*support Positive"),
         ("gaussian", OptionError, "multivariate_normal"),
         (autoguide.AutoDelta, OptionError, "MAP"),
         (autoguide.AutoGuideList, OptionError, "AutoGuideList"),
