@@ -2,9 +2,9 @@
 
     python benchmarks/runtime.py [--rounds 5] [--draws 1000]
 
-The same program of one chain (NUTS, start, warm-up and draws, constrained values) runs over four
-chains in every way XLA offers, in one process, in turns, with the same keys; then through the
-package's own loop. JAX sees two host devices here, which only the mapping over devices uses.
+The draws of NUTS after a warm-up by the package, by the same program of one chain, over four chains
+in every way XLA offers, in one process, in turns, with the same keys; then through the package's
+own loop. JAX sees two host devices here, which only the mapping over devices uses.
 """
 
 import argparse
@@ -22,7 +22,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from examples import EXAMPLES, new_data
-from jax import lax, random
+from jax import lax
 from jax.experimental import serialize_executable
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from measure import Cost, cost_of, machine, show_table
@@ -32,69 +32,60 @@ from ppl_toolkit import NUTS, Program, executables
 from ppl_toolkit.engine import Engine
 from ppl_toolkit.runner import MemorySink, Run
 
-START = np.uint32(0xFFFFFFFF)  # the index of a chain's first key, as in the package's loop
+SEED = 1
+WORDS = np.array([0, SEED], np.uint32)
 
 
 class Chain:
-    """The program of one chain: a function of the seed, the chain's number and the data."""
+    """The draws of one chain after warm-up: a function of seed, number, state and data.
+
+    Its step is the package's; how steps follow each other, and chains run beside each other, not.
+    """
 
     def __init__(self, model: Callable, data: Data, draws: int) -> None:
         self.program = Program(model, data.args, data.kwargs)
         self.method, self.draws = NUTS(), draws
+        self.engine = Engine(self.program, self.method, 1, jax.local_devices()[:1])
         with self.program.context():
             self.settings = self.method.settings(self.program, draws)
 
-    def __call__(self, seed: Any, chain: Any, data: Any) -> dict[str, Any]:
-        """The draws of one chain, warm-up of the same length before."""
-        key = random.fold_in(random.key(seed), chain)
-        target = _Target(self.program, data)
-        nowhere = jnp.zeros(self.program.size), jnp.asarray(False)
-        state = self.method.init(random.fold_in(key, START), nowhere, target, self.settings)
+    def warmed(self) -> Any:
+        """The states of four chains after warm-up by the package."""
+        self.engine.compile("init", "advance")
+        run = Run(self.engine, CHAINS, SEED, self.settings, 1)
+        run.start(np.zeros((CHAINS, self.program.size)), np.zeros(CHAINS, bool))
+        run.chunks(MemorySink(), _Silent(), start=0, warmup=self.draws, total=self.draws)
+        return run.state()
 
-        def step(index: Any, state: Any) -> tuple[Any, Any]:
-            state, draw, _ = self.method.step(
-                random.fold_in(key, index), index, state, target, self.settings
-            )
-            return state, draw
+    def __call__(self, seed: Any, chain: Any, state: Any, data: Any) -> dict[str, Any]:
+        engine, consts = self.engine, self.engine.consts
 
-        state = lax.fori_loop(0, self.draws, lambda i, s: step(i, s)[0], state)
-        _, positions = lax.scan(
-            lambda s, i: step(i, s), state, jnp.arange(self.draws, 2 * self.draws)
-        )
-        return jax.vmap(target.constrain)(positions)
+        def step(state: Any, index: Any) -> tuple[Any, dict[str, Any]]:
+            state, draw, _ = engine._step(consts, data, self.settings, seed, chain, state, index)
+            return state, engine._values(consts, data, draw)
 
-
-class _Target:
-    """A program's functions with its data bound, as the method wants them."""
-
-    def __init__(self, program: Program, data: Any) -> None:
-        self.program, self.data = program, data
-
-    def log_density(self, position: Any) -> Any:
-        return self.program.log_density(position, self.data)
-
-    def constrain(self, position: Any) -> dict[str, Any]:
-        return self.program.constrain(position, self.data)
+        indices = jnp.arange(self.draws, 2 * self.draws, dtype=jnp.int32)
+        return lax.scan(step, state, indices)[1]
 
 
 Way = Callable[[], dict[str, np.ndarray]]
 
 
-def ways_of(chain: Chain) -> dict[str, Way]:
+def ways_of(chain: Chain, states: Any) -> dict[str, Way]:
     """Ways to run the program over four chains, compiled; each gives (chain, draw, ...) arrays."""
-    data, seed = chain.program.data, np.uint32(1)
+    data, seed = chain.engine.data, WORDS
     numbers = np.arange(CHAINS, dtype=np.uint32)
     mesh = Mesh(np.array(jax.devices()[:2]), ("device",))
 
-    def mapped(seed: Any, numbers: Any, data: Any) -> Any:
-        return lax.map(lambda number: chain(seed, number, data), numbers)
+    def mapped(seed: Any, numbers: Any, states: Any, data: Any) -> Any:
+        return lax.map(lambda own: chain(seed, *own, data), (numbers, states))
 
-    def lock_step(seed: Any, numbers: Any, data: Any) -> Any:
-        return jax.vmap(chain, (None, 0, None))(seed, numbers, data)
+    def lock_step(seed: Any, numbers: Any, states: Any, data: Any) -> Any:
+        return jax.vmap(chain, (None, 0, 0, None))(seed, numbers, states, data)
 
     whole, split = PartitionSpec(), PartitionSpec("device")
     sharded = jax.shard_map(
-        mapped, mesh=mesh, in_specs=(whole, split, whole), out_specs=split, check_vma=False
+        mapped, mesh=mesh, in_specs=(whole, split, split, whole), out_specs=split, check_vma=False
     )
 
     def compiled(function: Callable, *args: Any) -> Callable:
@@ -105,23 +96,27 @@ def ways_of(chain: Chain) -> dict[str, Way]:
         with chain.program.context():
             return {k: np.asarray(v) for k, v in call(*args).items()}
 
-    single = compiled(chain, seed, numbers[0], data)
+    one = [jax.tree.map(lambda leaf, i=i: leaf[i], states) for i in range(CHAINS)]
+    single = compiled(chain, seed, numbers[0], one[0], data)
+    given = seed, numbers, states, data
     calls = {
-        "vmap over 4 chains": compiled(lock_step, seed, numbers, data),
-        "lax.map over 4 chains": compiled(mapped, seed, numbers, data),
+        "vmap over 4 chains": compiled(lock_step, *given),
+        "lax.map over 4 chains": compiled(mapped, *given),
     }
     with chain.program.context():
-        shardings = tuple(NamedSharding(mesh, part) for part in (whole, split, whole))
-        placed = jax.device_put((seed, numbers, data), shardings)
+        shardings = tuple(NamedSharding(mesh, part) for part in (whole, split, split, whole))
+        placed = jax.device_put(given, shardings)
     parted = compiled(sharded, *placed)
 
     def threads() -> dict[str, np.ndarray]:
         with concurrent.futures.ThreadPoolExecutor(2) as pool:
-            parts = list(pool.map(lambda number: on_host(single, seed, number, data), numbers))
+            parts = list(
+                pool.map(lambda i: on_host(single, seed, numbers[i], one[i], data), numbers)
+            )
         return {k: np.stack([part[k] for part in parts]) for k in parts[0]}
 
     return {
-        **{k: lambda call=call: on_host(call, seed, numbers, data) for k, call in calls.items()},
+        **{k: lambda call=call: on_host(call, *given) for k, call in calls.items()},
         "2 threads, one executable": threads,
         "shard_map over 2 devices": lambda: on_host(parted, *placed),
     }
@@ -132,18 +127,18 @@ class _Silent:
         """Progress that nobody looks at."""
 
 
-def ways_of_package(chain: Chain) -> dict[str, Way]:
+def ways_of_package(chain: Chain, states: Any) -> dict[str, Way]:
     """The package's own loop: chunks, host copies and all, but no labels and no findings."""
 
     def way(lanes: int, threads: int) -> Way:
         engine = Engine(chain.program, chain.method, lanes, jax.local_devices()[:1])
-        engine.compile("init", "advance")
+        engine.compile("advance")
 
         def run() -> dict[str, np.ndarray]:
             sink, draws = MemorySink(), chain.draws
-            run = Run(engine, CHAINS, 1, chain.settings, threads)
-            run.start(np.zeros((CHAINS, chain.program.size)), np.zeros(CHAINS, bool))
-            run.chunks(sink, _Silent(), start=0, warmup=draws, total=2 * draws)
+            run = Run(engine, CHAINS, SEED, chain.settings, threads)
+            run.restore(states, fresh_data=False)
+            run.chunks(sink, _Silent(), start=draws, warmup=draws, total=2 * draws)
             return sink.block().values
 
         return run
@@ -162,7 +157,8 @@ def same(a: dict[str, np.ndarray], b: dict[str, np.ndarray]) -> bool:
 def spread(model: Callable, data: Data, rounds: int, draws: int) -> list[list[Any]]:
     """Rows: CPU and wall seconds of every way, and whether its draws are those of lax.map."""
     chain = Chain(model, data, draws)
-    ways = {**ways_of(chain), **ways_of_package(chain)}
+    states = chain.warmed()
+    ways = {**ways_of(chain, states), **ways_of_package(chain, states)}
     results = {name: way() for name, way in ways.items()}
     costs: dict[str, list[Cost]] = {name: [] for name in ways}
     for _ in range(rounds):
@@ -182,13 +178,15 @@ def spread(model: Callable, data: Data, rounds: int, draws: int) -> list[list[An
 
 def making(model: Callable, data: Data, draws: int) -> list[list[Any]]:
     """Rows: CPU seconds and size of every step from a model to an executable."""
-    cost, chain = cost_of(lambda: Chain(model, data, draws))
+    chain = Chain(model, data, draws)
+    cost, _ = cost_of(lambda: Program(model, data.args, data.kwargs))
     rows = [["read the model (Program)", cost.cpu, None]]
-    arguments = np.uint32(1), np.uint32(0), chain.program.data
+    state = jax.tree.map(lambda leaf: leaf[0], chain.warmed())
+    arguments = WORDS, np.uint32(0), state, chain.engine.data
     with chain.program.context():
         jitted = jax.jit(chain)
         cost, traced = cost_of(lambda: jitted.trace(*arguments))
-        rows.append(["trace one chain", cost.cpu, None])
+        rows.append(["trace the draws of a chain", cost.cpu, None])
         cost, lowered = cost_of(traced.lower)
         rows.append(["lower it", cost.cpu, len(lowered.as_text())])
         cost, compiled = cost_of(lowered.compile)
@@ -202,6 +200,7 @@ def making(model: Callable, data: Data, draws: int) -> list[list[Any]]:
         program = Program(model, data.args, data.kwargs)
         Engine(program, NUTS(), 1, jax.local_devices()[:1]).compile("init", "advance")
 
+    executables.clear()
     with tempfile.TemporaryDirectory() as directory:
         os.environ["PPL_CACHE_DIR"] = directory
         for label in ("nothing kept", "kept on disk", "kept in the process"):
@@ -220,7 +219,7 @@ def main() -> None:
     parser.add_argument("--draws", type=int, default=1000, help="of warm-up, and as many to keep")
     options = parser.parse_args()
     print(machine("ppl_toolkit", "jax", "numpyro"))
-    size = f"4 chains x ({options.draws} + {options.draws}), medians of {options.rounds} rounds"
+    size = f"4 chains x {options.draws} draws, medians of {options.rounds} rounds"
     for name, (model, data) in EXAMPLES.items():
         show_table(
             f"From a model to an executable: {name}",
