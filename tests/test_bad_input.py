@@ -180,6 +180,11 @@ CASES = {
     "method an odd object": (lambda: schools(method=7), MethodError, "got 7"),
     "target acceptance 1.5": (lambda: ppl.NUTS(target_acceptance=1.5), OptionError, "0 and 1"),
     "metric unknown": (lambda: ppl.NUTS(metric="low"), OptionError, "'auto' or one of"),
+    "a model for options": (lambda: ppl.NUTS(eight_schools), OptionError, "model goes to infer"),
+    "a matrix as metric": (lambda: ppl.NUTS(metric=np.eye(2)), OptionError, "metric must be"),
+    "NumPyro's optimiser": (
+        lambda: ppl.SVI(optimizer=numpyro.optim.Adam(0.02)), OptionError, "one of optax's",
+    ),
     "depth 0": (lambda: ppl.NUTS(max_depth=0), OptionError, "max_depth"),
     "steps 0": (lambda: ppl.HMC(steps=0), OptionError, "steps"),
     "no step size": (lambda: schools(method="sghmc"), OptionError, "a tenth of the smallest"),
