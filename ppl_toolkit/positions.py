@@ -23,6 +23,7 @@ from numpyro.distributions.util import sum_rightmost
 
 from ppl_toolkit.layout import Plate, active_elements, in_order
 from ppl_toolkit.replay import at_unconstrained, log_det_name, with_improper_sites
+from ppl_toolkit.resting import resting_draw, resting_log_prob
 from ppl_toolkit.sites import finite_support
 
 if TYPE_CHECKING:
@@ -183,7 +184,8 @@ def _position_of(program: Program, trace: Mapping[str, Any], key: Any) -> dict[s
         for site in program.latent
     }
     for number, name in enumerate(program.layout.sites):
-        resting = _resting_draw(random.fold_in(key, number), trace[name], position[name])
+        own_key, fn = random.fold_in(key, number), trace[name]["fn"].base_dist
+        resting = resting_draw(own_key, fn, position[name])
         there = active_elements(trace[name], position[name])
         position[name] = jnp.where(there, position[name], resting)
     numbers = {plate.number: trace[plate.number]["value"] for plate in program.layout.plates}
@@ -194,23 +196,12 @@ def _position_of(program: Program, trace: Mapping[str, Any], key: Any) -> dict[s
 # -- elements that are there only sometimes --------------------------------------------------------
 
 
-def _resting_draw(key: Any, message: Mapping[str, Any], like: Any) -> Any:
-    """A draw from the law of elements that are not there, of the shape and type of ``like``."""
-    fn = message["fn"].base_dist
-    if fn.is_discrete:
-        return random.choice(key, finite_support(fn), jnp.shape(like)).astype(like.dtype)
-    return random.normal(key, jnp.shape(like), like.dtype)
-
-
 def _log_law_of_layout(program: Program, position: Position, trace: Mapping[str, Any]) -> Any:
     """The log density of what is not there, and of the order of what is."""
     total = jnp.zeros((), program.precision)
     for name in program.layout.sites:
-        x, fn = position[name], trace[name]["fn"].base_dist
-        if fn.is_discrete:
-            each = jnp.full(jnp.shape(x), -jnp.log(finite_support(fn).shape[0]))
-        else:
-            each = -0.5 * x**2 - 0.5 * jnp.log(2 * jnp.pi)
+        x = position[name]
+        each = resting_log_prob(trace[name]["fn"].base_dist, x)
         total += jnp.sum(jnp.where(active_elements(trace[name], x), 0.0, each))
     for plate in program.layout.plates:
         if plate.order not in ("", "index"):

@@ -35,6 +35,7 @@ from ppl_toolkit.errors import (
 from ppl_toolkit.executables import kept
 from ppl_toolkit.fingerprint import fingerprint
 from ppl_toolkit.fused import total
+from ppl_toolkit.imputation import imputing
 from ppl_toolkit.layout import Layout, active_elements, mark_of, read_layout
 from ppl_toolkit.logarithms import without_logs_of_exps
 from ppl_toolkit.replay import (
@@ -46,6 +47,7 @@ from ppl_toolkit.replay import (
     redrawn,
     require_no_outer_handlers,
     traced_run,
+    unmasked_elements,
     widened,
     with_improper_sites,
 )
@@ -111,6 +113,7 @@ class Program:
                 f"{type(model).__name__}. Write infer(model, *data), with the model first."
             )
         self.model = model
+        self._imputing = imputing(model)
         self.precision = precision
         self.arguments = Arguments.of(model, args, kwargs or {}, precision)
         self.data: tuple[np.ndarray, ...] = self.arguments.arrays
@@ -172,7 +175,7 @@ class Program:
         arrays = self.arguments.arrays if self.baked else [jnp.asarray(x) for x in data[:count]]
         args, kwargs = self.arguments.rebuild(arrays)
         indices = dict(zip(self._subsamples, map(jnp.asarray, data[count:]), strict=True))
-        handled = handlers.seed(model or self.model, key)
+        handled = handlers.seed(model or self._imputing, key)
         if indices:
             handled = handlers.substitute(handled, data=indices)
         handled(*args, **kwargs)
@@ -181,7 +184,7 @@ class Program:
         self, data: Sequence[Any], *wrappers: Callable, key: Any | None = None
     ) -> dict[str, Any]:
         """The messages of all sites of one run of the model inside handlers."""
-        model = self.model
+        model = self._imputing
         for wrapper in wrappers:
             model = wrapper(model)
         key = _fixed_key() if key is None else key
@@ -257,8 +260,9 @@ class Program:
                 flags = np.isnan(array)
                 raise DataError(
                     f"argument {name!r} has {int(flags.sum())} NaN of {array.size} values (first "
-                    f"at index {first_index(flags)}). Drop or impute those rows, or mark them "
-                    "with numpyro.handlers.mask."
+                    f"at index {first_index(flags)}). Drop those rows, hide them with "
+                    "numpyro.handlers.mask, or have missing observations imputed: "
+                    "numpyro.sample(..., obs=y, obs_mask=seen)."
                 )
         for site in sites.values():
             if site.kind == "observed" and site.argument in which and not site.masked:
@@ -276,7 +280,7 @@ class Program:
             DataError: observed values are not finite or outside the support, others are NaN.
         """
         new = copy.copy(self)
-        for name in ("computed_observations", "data_hash", "whole"):
+        for name in ("_found_from_data", "computed_observations", "data_hash", "whole"):
             new.__dict__.pop(name, None)
         before = self.arguments.arrays
         new.arguments = self.arguments._replace(arrays=tuple(arrays))
@@ -341,39 +345,54 @@ class Program:
     def computed_observations(self) -> dict[str, np.ndarray]:
         """Values of observed sites that the model computes from its data alone.
 
-        Compiles a small program for models that have such sites.
+        Compiles a small program for models that have such sites, or masked ones.
 
         Raises:
             DataError: a value is not finite, or outside the support of its site.
         """
-        if self._observations is None:
-            return {}
-        with self.context():
-            found = jax.tree.map(np.array, self._observations(self.data))
+        found = self._found_from_data["value"]
         for name, value in found.items():
             if not self.sites[name].masked:
                 check_observed_values(self.sites[name], value, f"value computed for {name}")
         return found
 
+    @property
+    def observed_elements(self) -> dict[str, np.ndarray]:
+        """Which elements of masked observed sites count, where the data alone say so."""
+        return self._found_from_data["mask"]
+
     @functools.cached_property
-    def _observations(self) -> Callable[[Sequence[Any]], dict[str, Any]] | None:
-        """The compiled function of the data behind `computed_observations`, if there are any."""
-        names = [site.name for site in self.observed if site.argument < 0]
+    def _found_from_data(self) -> dict[str, dict[str, np.ndarray]]:
+        found: dict[str, dict[str, np.ndarray]] = {"value": {}, "mask": {}}
+        if self._functions_of_data is not None:
+            with self.context():
+                for (kind, name), array in self._functions_of_data(self.data).items():
+                    found[kind][name] = np.array(array)
+        return found
+
+    @functools.cached_property
+    def _functions_of_data(self) -> Callable[[Sequence[Any]], dict[tuple[str, str], Any]] | None:
+        """The compiled values and masks of observed sites that follow from the data, if any."""
+        names = [("value", site.name) for site in self.observed if site.argument < 0]
+        names += [("mask", site.name) for site in self.observed if site.masked]
         if not names:
             return None
 
-        def values(key: Any, data: Sequence[Any]) -> list[Any]:
+        def found(key: Any, data: Sequence[Any]) -> list[Any]:
             trace = self.trace(data, with_improper_sites, key=key)
-            return [trace[name]["value"] for name in names]
+            return [
+                trace[name]["value"] if kind == "value" else unmasked_elements(trace[name])
+                for kind, name in names
+            ]
 
         with self.context():
-            traced = Traced.of(values, jax.eval_shape(_fixed_key), self.data)
+            traced = Traced.of(found, jax.eval_shape(_fixed_key), self.data)
             random = dependents(traced.jaxpr, 1)  # by way of latent sites
             fixed = [name for name, flag in zip(names, random, strict=True) if not flag]
 
-            def of_data(data: Sequence[Any]) -> dict[str, Any]:
-                found = dict(zip(names, values(_fixed_key(), data), strict=True))
-                return {name: found[name] for name in fixed}
+            def of_data(data: Sequence[Any]) -> dict[tuple[str, str], Any]:
+                every = dict(zip(names, found(_fixed_key(), data), strict=True))
+                return {name: every[name] for name in fixed}
 
             return kept(of_data, self.data) if fixed else None
 
@@ -443,7 +462,7 @@ class Program:
         from numpyro.contrib.funsor import config_enumerate, enum, log_density
 
         def model() -> None:
-            self.run(data, _fixed_key(), self.at(position)(config_enumerate(self.model)))
+            self.run(data, _fixed_key(), self.at(position)(config_enumerate(self._imputing)))
 
         enumerated = enum(model, first_available_dim=-self._plate_dims - 1)
         with alone(), warnings.catch_warnings():
@@ -596,7 +615,7 @@ class Program:
         """One draw of the summed-out sites given the others, by funsor's backward sampling."""
         from numpyro.contrib.funsor import config_enumerate, infer_discrete
 
-        known = config_enumerate(handlers.substitute(self.model, data=dict(fixed)))
+        known = config_enumerate(handlers.substitute(self._imputing, data=dict(fixed)))
         model = infer_discrete(known, -self._plate_dims - 1, temperature=1, rng_key=key)
         with alone(), warnings.catch_warnings(), handlers.trace() as trace:
             warnings.simplefilter("ignore", FutureWarning)

@@ -13,9 +13,11 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import jax.numpy as jnp
+import numpy as np
 import numpyro
 from numpyro import handlers, primitives
 from numpyro.distributions import MaskedDistribution, biject_to, constraints
+from numpyro.distributions.distribution import ExpandedDistribution
 from numpyro.distributions.util import sum_rightmost
 from numpyro.primitives import Messenger
 
@@ -33,6 +35,8 @@ __all__ = [
     "redrawn",
     "require_no_outer_handlers",
     "traced_run",
+    "unmasked",
+    "unmasked_elements",
     "widened",
     "with_improper_sites",
 ]
@@ -116,6 +120,26 @@ def log_prob(message: Mapping[str, Any]) -> Any:
     intermediates = message["intermediates"]
     score = fn.log_prob(value, intermediates) if intermediates else fn.log_prob(value)
     return score if scale is None else scale * score
+
+
+def unmasked(fn: Any) -> tuple[Any, Any]:
+    """Which elements of a batch are under no mask, of its shape; the distribution without masks."""
+    seen, shape = jnp.ones(fn.batch_shape, bool), fn.batch_shape
+    while isinstance(fn, MaskedDistribution | ExpandedDistribution):
+        if isinstance(fn, MaskedDistribution):
+            seen &= jnp.broadcast_to(fn._mask, shape)
+        fn = fn.base_dist
+    return seen, fn
+
+
+def unmasked_elements(message: Mapping[str, Any]) -> Any:
+    """Which elements of a site's value are under no mask, of its shape."""
+    fn, shape = message["fn"], jnp.shape(message["value"])
+    seen, _ = unmasked(fn)
+    seen = seen.reshape(seen.shape + (1,) * fn.event_dim)
+    if np.broadcast_shapes(seen.shape, shape) != shape:  # one value that is observed many times
+        return jnp.ones(shape, bool)
+    return jnp.broadcast_to(seen, shape)
 
 
 def at_unconstrained(values: Mapping[str, Any]) -> Callable[[Callable], Callable]:

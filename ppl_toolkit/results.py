@@ -7,7 +7,7 @@ import datetime
 import itertools
 import json
 import math
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import jax
@@ -145,22 +145,29 @@ def data_groups(
             new += "_"
         renamed[name] = new
 
-    def group(sources: Mapping[str, int | str], dims: Mapping[str, Any]) -> xarray.Dataset:
+    def group(
+        sources: Mapping[str, int | str],
+        dims: Mapping[str, Any],
+        datum: Callable[[Program, str, int | str], np.ndarray],
+    ) -> xarray.Dataset:
         def varies(source: int | str) -> bool:
             return bool(many) and (source in varied or isinstance(source, str))
 
-        shared = {n: _datum(program, i) for n, i in sources.items() if not varies(i)}
+        shared = {n: datum(program, n, i) for n, i in sources.items() if not varies(i)}
         of_each = {
-            n: np.stack([_datum(one, i) for one in many]) for n, i in sources.items() if varies(i)
+            n: np.stack([datum(one, n, i) for one in many]) for n, i in sources.items() if varies(i)
         }
         found = dataset(shared, dims, coords)
         return found.merge(dataset(of_each, dims, coords, (DATA_SET,))) if of_each else found
 
     groups = {
-        "observed_data": group(observed, {name: sites[name].dims for name in observed}),
+        "observed_data": group(
+            observed, {name: sites[name].dims for name in observed}, _observation
+        ),
         "constant_data": group(
             {renamed[name]: i for name, i in constant.items()},
             {renamed[name]: names for name, names in dims.items()},
+            lambda one, _, source: _datum(one, source),
         ),
     }
     return {name: group for name, group in groups.items() if group.data_vars}
@@ -171,6 +178,12 @@ def _datum(program: Program, source: int | str) -> np.ndarray:
     return (
         program.computed_observations[source] if isinstance(source, str) else program.data[source]
     )
+
+
+def _observation(program: Program, site: str, source: int | str) -> np.ndarray:
+    """What a site observes, NaN where a mask hides it."""
+    value, seen = _datum(program, source), program.observed_elements.get(site)
+    return value if seen is None or seen.all() else np.where(seen, value, np.nan)
 
 
 def _variable_name(argument: str) -> str:

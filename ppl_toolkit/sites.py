@@ -24,7 +24,7 @@ __all__ = [
 ]
 
 _RESERVED = ("chain", "draw", "sample", "pred_id")  # by ArviZ's schema
-_WRAPPERS = ("ExpandedDistribution", "Independent", "MaskedDistribution")
+_WRAPPERS = ("ExpandedDistribution", "Independent", "MaskedDistribution", "Imputed")
 
 
 class Site(NamedTuple):

@@ -140,6 +140,7 @@ def _table(tree: xarray.DataTree, group: str, statistics: Statistics | None) -> 
             continue
         y = np.asarray(observed[site], float).reshape(-1)
         flat = np.asarray(drawn.transpose("chain", "draw", ...), float).reshape(-1, y.size)
+        y, flat = y[~np.isnan(y)], flat[:, ~np.isnan(y)]  # without what a mask hides
         for name, statistic in chosen.items():
             seen, predicted = np.asarray(statistic(y)), np.asarray(statistic(flat))
             if seen.shape or predicted.shape != flat.shape[:1]:
