@@ -3,8 +3,9 @@
 A *position* has an unconstrained array for every continuous latent site, and a value for every
 discrete one. The flat vector of `Program.log_density` has the continuous sites alone.
 
-Elements that are not there (of masked plates and cases) have values too, in positions: N(0, 1) ones
-on the real space, and uniform ones among finitely many. These laws count as prior.
+Elements that are not there (of masked plates and cases) or not used (of missing observations) have
+values too, in positions: N(0, 1) ones on the real space, and uniform ones among finitely many.
+These laws count as prior.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from numpyro import handlers
 from numpyro.distributions import biject_to
 from numpyro.distributions.util import sum_rightmost
 
+from ppl_toolkit.imputation import unused_elements
 from ppl_toolkit.layout import Plate, active_elements, in_order
 from ppl_toolkit.replay import at_unconstrained, log_det_name, with_improper_sites
 from ppl_toolkit.resting import resting_draw, resting_log_prob
@@ -33,6 +35,7 @@ __all__ = [
     "Position",
     "levels",
     "log_jacobian",
+    "log_law_of_rest",
     "log_parts",
     "log_rows",
     "log_terms",
@@ -71,7 +74,7 @@ def log_parts(program: Program, position: Position, data: Sequence[Any]) -> tupl
     of_prior = {site.name for site in program.latent}
     of_prior |= {log_det_name(name) for name in of_prior}
     prior = sum((jnp.sum(s) for name, s in scores.items() if name in of_prior), start=0.0)
-    prior += _log_law_of_layout(program, position, trace)
+    prior += log_law_of_rest(program, position, trace)
     like = sum((jnp.sum(s) for name, s in scores.items() if name not in of_prior), start=0.0)
     return jnp.asarray(prior, program.precision), jnp.asarray(like, program.precision)
 
@@ -88,7 +91,7 @@ def log_terms(program: Program, position: Position, data: Sequence[Any]) -> tupl
         own = (scores.pop(name, 0.0) for name in (site.name, log_det_name(site.name)))
         of_prior[site.name] = jnp.asarray(sum(jnp.sum(score) for score in own), program.precision)
     rest = sum((jnp.sum(score) for score in scores.values()), start=0.0)
-    rest += _log_law_of_layout(program, position, trace)
+    rest += log_law_of_rest(program, position, trace)
     return of_prior, jnp.asarray(rest, program.precision)
 
 
@@ -123,7 +126,7 @@ def log_rows(program: Program, position: Position, data: Sequence[Any]) -> tuple
     of_prior = {site.name for site in program.latent}
     of_prior |= {log_det_name(name) for name in of_prior}
     prior = sum((jnp.sum(s) for name, s in scores.items() if name in of_prior), start=0.0)
-    prior += _log_law_of_layout(program, position, trace)
+    prior += log_law_of_rest(program, position, trace)
     factors = sum((jnp.sum(s) for name, s in scores.items() if name not in of_prior), start=0.0)
     joined = jnp.concatenate([*rows.values(), jnp.zeros(0)])
     parts = (prior, factors, joined)
@@ -183,11 +186,10 @@ def _position_of(program: Program, trace: Mapping[str, Any], key: Any) -> dict[s
         else biject_to(trace[site.name]["fn"].support).inv(trace[site.name]["value"])
         for site in program.latent
     }
-    for number, name in enumerate(program.layout.sites):
-        own_key, fn = random.fold_in(key, number), trace[name]["fn"].base_dist
-        resting = resting_draw(own_key, fn, position[name])
-        there = active_elements(trace[name], position[name])
-        position[name] = jnp.where(there, position[name], resting)
+    for number, name in enumerate(program.resting):
+        u, own_key = position[name], random.fold_in(key, number)
+        drawn = resting_draw(own_key, trace[name]["fn"], u)
+        position[name] = jnp.where(_resting(program, trace, name, u), drawn, u)
     numbers = {plate.number: trace[plate.number]["value"] for plate in program.layout.plates}
     arranged = in_order(program.layout, {**numbers, **position})
     return {name: arranged[name] for name in position}
@@ -196,17 +198,32 @@ def _position_of(program: Program, trace: Mapping[str, Any], key: Any) -> dict[s
 # -- elements that are there only sometimes --------------------------------------------------------
 
 
-def _log_law_of_layout(program: Program, position: Position, trace: Mapping[str, Any]) -> Any:
-    """The log density of what is not there, and of the order of what is."""
+def log_law_of_rest(program: Program, position: Position, trace: Mapping[str, Any]) -> Any:
+    """The log density of what is not there or not used, and of the order of what is there.
+
+    Args:
+        position: of the continuous sites at least.
+        trace: at this position.
+    """
     total = jnp.zeros((), program.precision)
-    for name in program.layout.sites:
-        x = position[name]
-        each = resting_log_prob(trace[name]["fn"].base_dist, x)
-        total += jnp.sum(jnp.where(active_elements(trace[name], x), 0.0, each))
+    for name in program.resting:
+        x = position.get(name, trace[name]["value"])
+        each = resting_log_prob(trace[name]["fn"], x)
+        total += jnp.sum(jnp.where(_resting(program, trace, name, x), each, 0.0))
     for plate in program.layout.plates:
         if plate.order not in ("", "index"):
             total += _log_order(plate, trace[plate.number]["value"], position)
     return total
+
+
+def _resting(program: Program, trace: Mapping[str, Any], name: str, value: Any) -> Any:
+    """Which elements of a site's value are not there, or not used; broadcasts to its shape."""
+    absent = unused = jnp.zeros((), bool)
+    if name in program.layout.sites:
+        absent = ~active_elements(trace[name], value)
+    if name in program.imputed:
+        unused = unused_elements(trace, name, value)
+    return absent | unused
 
 
 def _log_order(plate: Plate, k: Any, position: Position) -> Any:
@@ -231,9 +248,12 @@ def own_draws(program: Program, given: tuple[Any, Position], data: Sequence[Any]
     trace = program.trace(data, *_put(program, position))
     drawn = {}
     for number, name in enumerate(program.layout.sites):
-        fn = trace[name]["fn"].base_dist
-        value = fn.sample(random.fold_in(key, number))
-        drawn[name] = value if fn.is_discrete else biject_to(fn.support).inv(value)
+        fn, own_key = trace[name]["fn"].base_dist, random.fold_in(key, number)
+        value = fn.sample(own_key)
+        drawn[name] = u = value if fn.is_discrete else biject_to(fn.support).inv(value)
+        if name in program.imputed:
+            resting = resting_draw(random.fold_in(own_key, 0), fn, u)
+            drawn[name] = jnp.where(unused_elements(trace, name, u), resting, u)
     return drawn
 
 
@@ -253,6 +273,11 @@ def own_scores(program: Program, position: Position, data: Sequence[Any]) -> dic
         if not fn.is_discrete:
             log_det = biject_to(fn.support).log_abs_det_jacobian(u, x)
             scores[name] += sum_rightmost(log_det, jnp.ndim(log_det) - len(fn.batch_shape))
+        if name in program.imputed:
+            resting = resting_log_prob(fn, u)
+            resting = sum_rightmost(resting, jnp.ndim(resting) - len(fn.batch_shape))
+            unused = unused_elements(trace, name, resting)
+            scores[name] = jnp.where(unused, resting, scores[name])
     return scores
 
 

@@ -35,7 +35,7 @@ from ppl_toolkit.errors import (
 from ppl_toolkit.executables import kept
 from ppl_toolkit.fingerprint import fingerprint
 from ppl_toolkit.fused import total
-from ppl_toolkit.imputation import imputing
+from ppl_toolkit.imputation import read_imputed
 from ppl_toolkit.layout import Layout, active_elements, mark_of, read_layout
 from ppl_toolkit.logarithms import without_logs_of_exps
 from ppl_toolkit.replay import (
@@ -90,6 +90,8 @@ class Program:
         baked: True when data had to be constants of the compiled program.
         parameters: numpyro.param sites, which stay at their initial values.
         layout: the masked plates and cases, whose elements are there only sometimes.
+        resting: the latent sites with elements that are not there, or not used: those of the
+            layout, and those of missing observations (``obs_mask=``).
 
     Raises:
         ModelError: the model fails or has no sites.
@@ -113,7 +115,6 @@ class Program:
                 f"{type(model).__name__}. Write infer(model, *data), with the model first."
             )
         self.model = model
-        self._imputing = imputing(model)
         self.precision = precision
         self.arguments = Arguments.of(model, args, kwargs or {}, precision)
         self.data: tuple[np.ndarray, ...] = self.arguments.arrays
@@ -175,7 +176,7 @@ class Program:
         arrays = self.arguments.arrays if self.baked else [jnp.asarray(x) for x in data[:count]]
         args, kwargs = self.arguments.rebuild(arrays)
         indices = dict(zip(self._subsamples, map(jnp.asarray, data[count:]), strict=True))
-        handled = handlers.seed(model or self._imputing, key)
+        handled = handlers.seed(model or self.model, key)
         if indices:
             handled = handlers.substitute(handled, data=indices)
         handled(*args, **kwargs)
@@ -184,7 +185,7 @@ class Program:
         self, data: Sequence[Any], *wrappers: Callable, key: Any | None = None
     ) -> dict[str, Any]:
         """The messages of all sites of one run of the model inside handlers."""
-        model = self._imputing
+        model = self.model
         for wrapper in wrappers:
             model = wrapper(model)
         key = _fixed_key() if key is None else key
@@ -196,7 +197,7 @@ class Program:
         sites: dict[str, Site] = {}
         subsamples: dict[str, tuple[int, int]] = {}
         parameters: list[str] = []
-        layouts: list[Layout] = []
+        layouts: list[tuple[Layout, tuple[str, ...]]] = []
 
         def run(data: tuple) -> None:
             trace = self.trace(data, with_improper_sites)
@@ -214,7 +215,7 @@ class Program:
                 if site is not None:
                     sites[name] = site
                     offset += site.unconstrained_size if site.offset >= 0 else 0
-            layouts.append(read_layout(trace))
+            layouts.append((read_layout(trace), read_imputed(trace)))
 
         try:
             jax.eval_shape(run, self.data)
@@ -236,7 +237,8 @@ class Program:
                 raise DataError(f"arguments {empty} are empty: there is no data. {seen}") from None
             raise ModelError(seen) from None
         check_labels(sites)
-        self.layout = layouts[-1]
+        self.layout, self.imputed = layouts[-1]
+        self.resting = tuple(dict.fromkeys((*self.layout.sites, *self.imputed)))
         # LocScaleReparam's own parameter: any value leaves the posterior as it is.
         centring = {f"{name.removesuffix('_decentered')}_centered" for name in sites}
         self.parameters = tuple(name for name in parameters if name not in centring)
@@ -450,19 +452,26 @@ class Program:
             data: the arrays of `Program.data`, or others of the same shapes.
 
         Returns:
-            A scalar, equal to minus NumPyro's `potential_energy`.
+            A scalar, equal to minus NumPyro's `potential_energy`, but for unused elements of sites
+            of missing observations, which rest (`ppl_toolkit.resting`).
         """
         if self.marginalised:
-            return self._marginal_log_density(position, data)
-        self._require_continuous()
-        return total(self.trace(data, self.at(position)))
+            log_density = self._marginal_log_density(position, data)
+            trace = self.trace(data, self.at(position)) if self.imputed else {}
+        else:
+            self._require_continuous()
+            trace = self.trace(data, self.at(position))
+            log_density = total(trace)
+        if self.imputed:
+            log_density += positions.log_law_of_rest(self, self.unravel(position), trace)
+        return log_density
 
     def _marginal_log_density(self, position: Any, data: Sequence[Any]) -> Any:
         """The same with the finite discrete sites summed out by variable elimination (funsor)."""
         from numpyro.contrib.funsor import config_enumerate, enum, log_density
 
         def model() -> None:
-            self.run(data, _fixed_key(), self.at(position)(config_enumerate(self._imputing)))
+            self.run(data, _fixed_key(), self.at(position)(config_enumerate(self.model)))
 
         enumerated = enum(model, first_available_dim=-self._plate_dims - 1)
         with alone(), warnings.catch_warnings():
@@ -575,6 +584,8 @@ class Program:
 
     def prior(self, key: Any, data: Sequence[Any]) -> dict[str, Any]:
         """One draw of latent and deterministic sites from the prior."""
+        if self.imputed:
+            return positions.values_at(self, positions.prior_position(self, key, data), data)
         self.require_proper()
         return self.site_values(self.trace(data, key=key))
 
@@ -615,7 +626,7 @@ class Program:
         """One draw of the summed-out sites given the others, by funsor's backward sampling."""
         from numpyro.contrib.funsor import config_enumerate, infer_discrete
 
-        known = config_enumerate(handlers.substitute(self._imputing, data=dict(fixed)))
+        known = config_enumerate(handlers.substitute(self.model, data=dict(fixed)))
         model = infer_discrete(known, -self._plate_dims - 1, temperature=1, rng_key=key)
         with alone(), warnings.catch_warnings(), handlers.trace() as trace:
             warnings.simplefilter("ignore", FutureWarning)
@@ -658,7 +669,11 @@ class Program:
 
     def log_configuration(self, index: Any, data: Sequence[Any]) -> Any:
         """Log joint density of configuration number ``index``."""
-        return self.log_joint(self.decode(index, data), data)
+        values = self.decode(index, data)
+        log_joint = self.log_joint(values, data)
+        if self.imputed:
+            log_joint += positions.log_law_of_rest(self, values, self.trace(data))
+        return log_joint
 
     def configuration(self, index: Any, data: Sequence[Any]) -> dict[str, Any]:
         """Latent and deterministic sites of configuration number ``index``."""

@@ -17,7 +17,7 @@ import numpy as np
 import numpyro
 from numpyro import handlers, primitives
 from numpyro.distributions import MaskedDistribution, biject_to, constraints
-from numpyro.distributions.distribution import ExpandedDistribution
+from numpyro.distributions.distribution import ExpandedDistribution, Independent
 from numpyro.distributions.util import sum_rightmost
 from numpyro.primitives import Messenger
 
@@ -32,10 +32,10 @@ __all__ = [
     "is_auxiliary",
     "log_det_name",
     "log_prob",
+    "mask_layers",
     "redrawn",
     "require_no_outer_handlers",
     "traced_run",
-    "unmasked",
     "unmasked_elements",
     "widened",
     "with_improper_sites",
@@ -122,22 +122,24 @@ def log_prob(message: Mapping[str, Any]) -> Any:
     return score if scale is None else scale * score
 
 
-def unmasked(fn: Any) -> tuple[Any, Any]:
-    """Which elements of a batch are under no mask, of its shape; the distribution without masks."""
-    seen, shape = jnp.ones(fn.batch_shape, bool), fn.batch_shape
-    while isinstance(fn, MaskedDistribution | ExpandedDistribution):
+def mask_layers(fn: Any) -> list[tuple[Any, int]]:
+    """The masks of a distribution, the outermost first, and the event dimensions under each."""
+    masks = []
+    while isinstance(fn, MaskedDistribution | ExpandedDistribution | Independent):
         if isinstance(fn, MaskedDistribution):
-            seen &= jnp.broadcast_to(fn._mask, shape)
+            masks.append((fn._mask, fn.event_dim))
         fn = fn.base_dist
-    return seen, fn
+    return masks
 
 
 def unmasked_elements(message: Mapping[str, Any]) -> Any:
     """Which elements of a site's value are under no mask, of its shape."""
-    fn, shape = message["fn"], jnp.shape(message["value"])
-    seen, _ = unmasked(fn)
-    seen = seen.reshape(seen.shape + (1,) * fn.event_dim)
-    if np.broadcast_shapes(seen.shape, shape) != shape:  # one value that is observed many times
+    shape = jnp.shape(message["value"])
+    seen = jnp.ones((), bool)
+    for mask, event_dim in mask_layers(message["fn"]):
+        mask = jnp.asarray(mask)
+        seen &= mask.reshape(mask.shape + (1,) * event_dim)
+    if np.broadcast_shapes(seen.shape, shape) != shape:  # values that are observed many times
         return jnp.ones(shape, bool)
     return jnp.broadcast_to(seen, shape)
 

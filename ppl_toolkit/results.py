@@ -150,12 +150,15 @@ def data_groups(
         dims: Mapping[str, Any],
         datum: Callable[[Program, str, int | str], np.ndarray],
     ) -> xarray.Dataset:
-        def varies(source: int | str) -> bool:
-            return bool(many) and (source in varied or isinstance(source, str))
+        def varies(name: str, source: int | str) -> bool:
+            masks = (one.observed_elements[name] for one in many if name in one.observed_elements)
+            hidden = {mask.tobytes() for mask in masks}
+            return bool(many) and (source in varied or isinstance(source, str) or len(hidden) > 1)
 
-        shared = {n: datum(program, n, i) for n, i in sources.items() if not varies(i)}
+        each = {n: varies(n, i) for n, i in sources.items()}
+        shared = {n: datum(program, n, i) for n, i in sources.items() if not each[n]}
         of_each = {
-            n: np.stack([datum(one, n, i) for one in many]) for n, i in sources.items() if varies(i)
+            n: np.stack([datum(one, n, i) for one in many]) for n, i in sources.items() if each[n]
         }
         found = dataset(shared, dims, coords)
         return found.merge(dataset(of_each, dims, coords, (DATA_SET,))) if of_each else found

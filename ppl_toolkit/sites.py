@@ -24,7 +24,7 @@ __all__ = [
 ]
 
 _RESERVED = ("chain", "draw", "sample", "pred_id")  # by ArviZ's schema
-_WRAPPERS = ("ExpandedDistribution", "Independent", "MaskedDistribution", "Imputed")
+_WRAPPERS = ("ExpandedDistribution", "Independent", "MaskedDistribution")
 
 
 class Site(NamedTuple):
@@ -168,7 +168,7 @@ def read_site(
         "event_dim": fn.event_dim,
         "dims": _dims(name, shape, fn.event_dim, message["cond_indep_stack"], names),
         "distribution": _distribution_name(base),
-        "masked": isinstance(fn, MaskedDistribution),
+        "masked": _is_masked(fn),
         "scanned": bool(message.get("_control_flow_done"))
         and "_scan_current_index" in message["infer"],
         "dependent": hasattr(base, "left_out_log_densities"),
@@ -227,6 +227,14 @@ def is_improper(fn: Any) -> bool:
     while hasattr(fn, "base_dist"):
         fn = fn.base_dist
     return type(fn).__name__ == "ImproperUniform"
+
+
+def _is_masked(fn: Any) -> bool:
+    while type(fn).__name__ in _WRAPPERS:
+        if isinstance(fn, MaskedDistribution):
+            return True
+        fn = fn.base_dist
+    return False
 
 
 def _distribution_name(fn: Any) -> str:

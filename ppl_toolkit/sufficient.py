@@ -28,6 +28,7 @@ import numpyro.distributions as dist
 from ppl_toolkit.executables import kept
 from ppl_toolkit.fused import total_log_prob, unwrapped
 from ppl_toolkit.linearity import PRODUCT, Linearity, evaluate, inlined, size
+from ppl_toolkit.positions import log_law_of_rest
 from ppl_toolkit.program import Program
 from ppl_toolkit.tracing import Traced, as_numpy, digest
 
@@ -154,11 +155,14 @@ def _analysed(program: Program, candidates: Sequence[str]) -> Reduced | None:
     def parts(position: Any, data: Sequence[Any]) -> tuple[Any, list[Any]]:
         """The log density of all other sites; mean, value and deviation of the candidates."""
         rest, normal = [], []
-        for name, message in program.trace(data, program.at(position)).items():
+        trace = program.trace(data, program.at(position))
+        for name, message in trace.items():
             if name in candidates and _is_plain(message):
                 normal.append(_mean_value_sigma(message))
             elif message["type"] == "sample":
                 rest.append(total_log_prob(message))
+        if program.imputed:
+            rest.append(log_law_of_rest(program, program.unravel(position), trace))
         return sum(rest, start=jnp.zeros((), program.precision)), normal
 
     example = (np.zeros(program.size, program.precision), program.data)

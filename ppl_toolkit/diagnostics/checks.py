@@ -62,7 +62,8 @@ def check_posterior(
         or below and at or above it. A small one says that the model does not make such data.
 
     Raises:
-        DataError: there are no predictions and no model is given, or nothing is observed.
+        DataError: there are no predictions and no model is given, or its arguments are not those of
+            the run, or nothing is observed.
     """
     require_tree(tree)
     if "posterior_predictive" not in tree.children:
@@ -72,6 +73,11 @@ def check_posterior(
                 "check_posterior(result, model, *data)."
             )
         tree = predict(tree, model, *args, seed=seed, data=data, **kwargs)
+        if "posterior_predictive" not in tree.children:
+            raise DataError(
+                "these arguments are not those of the run, so that what it saw cannot be compared "
+                "with what it predicts. Pass the run's data."
+            )
     return _table(tree, "posterior_predictive", statistics)
 
 
@@ -140,7 +146,10 @@ def _table(tree: xarray.DataTree, group: str, statistics: Statistics | None) -> 
             continue
         y = np.asarray(observed[site], float).reshape(-1)
         flat = np.asarray(drawn.transpose("chain", "draw", ...), float).reshape(-1, y.size)
-        y, flat = y[~np.isnan(y)], flat[:, ~np.isnan(y)]  # without what a mask hides
+        seen_at = ~np.isnan(y)  # a mask hides the others
+        if not seen_at.any():
+            continue
+        y, flat = y[seen_at], flat[:, seen_at]
         for name, statistic in chosen.items():
             seen, predicted = np.asarray(statistic(y)), np.asarray(statistic(flat))
             if seen.shape or predicted.shape != flat.shape[:1]:
@@ -157,6 +166,8 @@ def _table(tree: xarray.DataTree, group: str, statistics: Statistics | None) -> 
                 "p_low": float(np.mean(predicted <= seen)),
                 "p_high": float(np.mean(predicted >= seen)),
             }
+    if not rows:
+        raise DataError("there is nothing to compare: no value is observed that no mask hides.")
     table = pandas.DataFrame.from_dict(rows, orient="index")
     table.index = pandas.MultiIndex.from_tuples(table.index, names=["site", "statistic"])
     return table

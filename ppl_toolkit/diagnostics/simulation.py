@@ -89,11 +89,9 @@ class Simulator(NamedTuple):
             sites = program.prior(key_prior, data)
             position = program.unconstrain(sites, data)
             drawn = observed(key_data, sites, data)
-            return {
-                "position": position,
-                "observed": drawn,
-                "quantities": measured(sites, with_observed(program, drawn, data)),
-            }
+            new = with_observed(program, drawn, data)
+            sites = program.complete({name: sites[name] for name in latent}, new)
+            return {"position": position, "observed": drawn, "quantities": measured(sites, new)}
 
         def redraw(words: Any, index: Any, position: Any, data: Sequence[Any]) -> dict[str, Any]:
             key = jax.random.fold_in(jax.random.wrap_key_data(words), index)
