@@ -345,3 +345,11 @@ def test_checks_of_nothing_are_refused():
         ppl.check_posterior(tree, constant, y, nothing)
     with pytest.raises(DataError, match="Pass the run's data"):
         ppl.check_posterior(tree, constant, y + 1.0, nothing)
+
+
+@pytest.mark.slow
+def test_nuts_is_calibrated_on_missing_observations():
+    """Those of the joint law, 300 data sets, level 1e-3 for all quantities together."""
+    found = ppl.calibrate(constant, np.zeros(N), SEEN, replications=300, progress=False)
+    assert {"y[0]", "y[1]", "y_unobserved[0]"} <= set(found.p_values)
+    assert found.passed

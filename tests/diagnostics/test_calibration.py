@@ -15,8 +15,9 @@ from models import EFFECTS, ERRORS, conjugate, die, eight_schools
 import ppl_toolkit as ppl
 from ppl_toolkit import executables
 from ppl_toolkit.diagnostics.calibration import _ranks, calibrate
-from ppl_toolkit.diagnostics.simulation import holm
+from ppl_toolkit.diagnostics.simulation import Simulator, holm
 from ppl_toolkit.errors import DataError, MethodError, OptionError
+from ppl_toolkit.program import Program
 
 sys.path.insert(0, str(Path(__file__).parent))
 from broken import HalfStepAccept, IgnoresOne, WrongJacobian
@@ -201,3 +202,16 @@ def test_wrong_samplers_are_caught(what):
 
 def test_report_of_the_room():
     assert ppl.calibrate is calibrate
+
+
+def test_deterministic_sites_are_those_of_the_simulated_data():
+    def residuals(y):
+        mean = numpyro.sample("mean", dist.Normal(0.0, 1.0))
+        numpyro.deterministic("residual", y - mean)
+        with numpyro.plate("row", 3):
+            numpyro.sample("y", dist.Normal(mean, 1.0), obs=y)
+
+    program = Program(residuals, (np.full(3, 100.0),))
+    for drawn in Simulator.of(program).joints(program, 2, seed=1):
+        own = drawn["quantities"]
+        np.testing.assert_array_equal(own["residual"], drawn["observed"]["y"] - own["mean"])
