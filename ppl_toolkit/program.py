@@ -91,7 +91,7 @@ class Program:
         parameters: numpyro.param sites, which stay at their initial values.
         layout: the masked plates and cases, whose elements are there only sometimes.
         resting: the latent sites with elements that are not there, or not used: those of the
-            layout, and those of missing observations (``obs_mask=``).
+            layout, and those of missing observations (``obs_mask=``), ``imputed``.
 
     Raises:
         ModelError: the model fails or has no sites.
