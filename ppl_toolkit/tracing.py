@@ -236,13 +236,16 @@ def closed_over_arrays(model: Any) -> list[tuple[str, int, tuple[int, ...]]]:
         if inner is None:
             return []
         function = inspect.unwrap(inner)
-    variables = inspect.getclosurevars(function)
-    outside = {**variables.globals, **variables.nonlocals}
+    variables = inspect.getclosurevars(function)  # its globals include what attributes are called
+    instructions = list(dis.get_instructions(function))
+    loaded = {i.argval for i in instructions if i.opname == "LOAD_GLOBAL"}
+    own = {name: value for name, value in variables.globals.items() if name in loaded}
+    outside = {**own, **variables.nonlocals}
     arrays = {k: v for k, v in outside.items() if isinstance(v, np.ndarray | jax.Array) and v.ndim}
     line = function.__code__.co_firstlineno
     lines: dict[str, int] = {}
-    for instruction in dis.get_instructions(function):
+    for instruction in instructions:
         line = (instruction.positions and instruction.positions.lineno) or line
-        if instruction.argval in arrays and instruction.opname.startswith("LOAD"):
+        if instruction.argval in arrays and instruction.opname in ("LOAD_GLOBAL", "LOAD_DEREF"):
             lines.setdefault(instruction.argval, line)
     return [(name, lines.get(name, line), v.shape) for name, v in arrays.items()]

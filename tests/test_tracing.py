@@ -7,7 +7,7 @@ import pytest
 from jax import lax
 from jax.scipy import special
 
-from ppl_toolkit.tracing import Traced, dependents
+from ppl_toolkit.tracing import Traced, closed_over_arrays, dependents
 
 X = np.ones(3, np.float32)
 
@@ -32,6 +32,23 @@ CASES = {
     "by way of the second turn": (swapping, [True, True, True]),
     "a branch": (lambda a, b: (lax.cond(a[0] > 0, lambda: b, lambda: -b), b * 2), [True, False]),
 }
+
+
+def test_arrays_from_outside_are_told_from_attributes_of_the_same_name():
+    inside = np.ones(2)
+
+    def reads():
+        return X + inside
+
+    def does_not():
+        return lax.X
+
+    start = reads.__code__.co_firstlineno
+    assert sorted(closed_over_arrays(reads)) == [
+        ("X", start + 1, (3,)),
+        ("inside", start + 1, (2,)),
+    ]
+    assert closed_over_arrays(does_not) == []
 
 
 @pytest.mark.parametrize("what", CASES)
