@@ -13,8 +13,7 @@ from typing import Any
 
 import jax.numpy as jnp
 
-from ppl_toolkit.replay import mask_layers
-from ppl_toolkit.sites import finite_support
+from ppl_toolkit.sites import finite_support, mask_layers
 
 __all__ = ["read_imputed", "unused_elements"]
 

@@ -17,13 +17,12 @@ import numpy as np
 import numpyro
 from numpyro import handlers, primitives
 from numpyro.distributions import MaskedDistribution, biject_to, constraints
-from numpyro.distributions.distribution import ExpandedDistribution, Independent
 from numpyro.distributions.util import sum_rightmost
 from numpyro.primitives import Messenger
 
 from ppl_toolkit.errors import ModelError
 from ppl_toolkit.layout import active_elements, mark_of
-from ppl_toolkit.sites import finite_support, is_improper
+from ppl_toolkit.sites import finite_support, is_improper, mask_layers
 
 __all__ = [
     "alone",
@@ -32,7 +31,6 @@ __all__ = [
     "is_auxiliary",
     "log_det_name",
     "log_prob",
-    "mask_layers",
     "redrawn",
     "require_no_outer_handlers",
     "traced_run",
@@ -120,16 +118,6 @@ def log_prob(message: Mapping[str, Any]) -> Any:
     intermediates = message["intermediates"]
     score = fn.log_prob(value, intermediates) if intermediates else fn.log_prob(value)
     return score if scale is None else scale * score
-
-
-def mask_layers(fn: Any) -> list[tuple[Any, int]]:
-    """The masks of a distribution, the outermost first, and the event dimensions under each."""
-    masks = []
-    while isinstance(fn, MaskedDistribution | ExpandedDistribution | Independent):
-        if isinstance(fn, MaskedDistribution):
-            masks.append((fn._mask, fn.event_dim))
-        fn = fn.base_dist
-    return masks
 
 
 def unmasked_elements(message: Mapping[str, Any]) -> Any:

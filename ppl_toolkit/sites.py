@@ -19,6 +19,7 @@ __all__ = [
     "finite_support",
     "first_index",
     "is_improper",
+    "mask_layers",
     "read_site",
     "variable_name",
 ]
@@ -168,7 +169,7 @@ def read_site(
         "event_dim": fn.event_dim,
         "dims": _dims(name, shape, fn.event_dim, message["cond_indep_stack"], names),
         "distribution": _distribution_name(base),
-        "masked": _is_masked(fn),
+        "masked": bool(mask_layers(fn)),
         "scanned": bool(message.get("_control_flow_done"))
         and "_scan_current_index" in message["infer"],
         "dependent": hasattr(base, "left_out_log_densities"),
@@ -229,12 +230,14 @@ def is_improper(fn: Any) -> bool:
     return type(fn).__name__ == "ImproperUniform"
 
 
-def _is_masked(fn: Any) -> bool:
+def mask_layers(fn: Any) -> list[tuple[Any, int]]:
+    """The masks of a distribution, the outermost first, and the event dimensions under each."""
+    masks = []
     while type(fn).__name__ in _WRAPPERS:
         if isinstance(fn, MaskedDistribution):
-            return True
+            masks.append((fn._mask, fn.event_dim))
         fn = fn.base_dist
-    return False
+    return masks
 
 
 def _distribution_name(fn: Any) -> str:

@@ -17,6 +17,7 @@ from ppl_toolkit import MCMC, NUTS, SMC, Laplace, positions
 from ppl_toolkit.errors import DataError
 from ppl_toolkit.inference import BirthDeath, RandomWalk, block, cycle, masked_plate
 from ppl_toolkit.program import Program
+from ppl_toolkit.sufficient import reduced
 
 N = 12
 SEEN = np.arange(N) % 3 != 1
@@ -245,6 +246,41 @@ def test_the_evidence_is_that_of_what_is_observed():
     """Laplace's is exact on this model."""
     tree = quiet(line, X, Y, SEEN, method=Laplace(), draws=10)
     np.testing.assert_allclose(tree["sample_stats"]["log_evidence"], EXACT, rtol=1e-9)
+
+
+def test_missing_labels_alone_are_enumerated():
+    """The evidence over all configurations is that of the two labels that are observed."""
+
+    def model(y, seen):
+        z = numpyro.sample("z", dist.Bernoulli(0.3))
+        with numpyro.plate("row", 4):
+            numpyro.sample("y", dist.Bernoulli(0.2 + 0.5 * z), obs=y, obs_mask=seen)
+
+    program = Program(model, (np.array([1, 0, 1, 0]), np.array([True, True, False, False])))
+    with program.context():
+        of_all = jax.jit(jax.vmap(program.log_configuration, (0, None)))
+        logs = of_all(np.arange(program.configurations), program.data)
+    exact = 0.7 * 0.2 * 0.8 + 0.3 * 0.7 * 0.3
+    np.testing.assert_allclose(np.exp(np.asarray(logs)).sum(), exact, rtol=1e-12)
+
+
+def test_beside_sufficient_statistics():
+    """The density with them has the law of what is unused, too."""
+
+    def model(x, w, y, seen):
+        b = numpyro.sample("b", dist.Normal(0.0, 1.0))
+        numpyro.sample("w", dist.Normal(b * x, 1.0), obs=w)
+        with numpyro.plate("row", N):
+            numpyro.sample("y", dist.Normal(b, 1.0), obs=y, obs_mask=seen)
+
+    x = RNG.normal(size=400)
+    program = Program(model, (x, x + RNG.normal(size=400), np.nan_to_num(Y), SEEN))
+    few = reduced(program)
+    position = RNG.normal(size=program.size)
+    with program.context():
+        data = (*program.data, *few.statistics(program.data))
+        found = few.traced(few.traced.consts, position, data)
+        np.testing.assert_allclose(found, program.log_density(position, program.data), rtol=1e-12)
 
 
 @pytest.mark.slow

@@ -53,7 +53,7 @@ def check_posterior(
         model, *args, **kwargs, data: the model and the arguments of the run, unless the result has
             a `posterior_predictive` group already (`predict`).
         statistics: functions of a data set, ``{name: function over the last axis}``; mean, standard
-            deviation, smallest and largest value if None.
+            deviation, smallest and largest value if None. What a mask hides is left out.
         seed: of the predictions.
 
     Returns:
